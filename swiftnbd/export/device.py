@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""What a block device can be asked. Implementations make devices; filters will wrap them.
+
+Offsets and lengths are bytes, always inside the device: the caller has checked them
+(`swiftnbd.protocol.requests.check`), so implementations may assert. Every method raises
+`swiftnbd.errors.SwiftnbdError` with an ``errno`` when it fails, and nothing else.
+
+Order: calls that overlap in time may take effect in any order, but each block is read and
+changed atomically. A call that is cancelled may have happened in part, never later.
+
+The ``*_now`` methods are the synchronous fast path of the connection's receive loop: no await,
+no task, no exception; they answer what is at hand or decline, and the caller then awaits the
+ordinary method.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swiftnbd.store.base import Buffer
+
+
+class ExtentFlag(enum.IntFlag):
+    """What is known about a range; the values are those of NBD's ``base:allocation``."""
+
+    ALLOCATED = 0
+    HOLE = 1
+    ZERO = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """``length`` bytes of one kind."""
+
+    length: int
+    flags: ExtentFlag
+
+
+class Device(ABC):
+    """A disk of ``size`` bytes.
+
+    ``block_size`` is the size of request that suits it best, a power of two in bytes.
+    """
+
+    size: int
+    block_size: int
+
+    @abstractmethod
+    def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        """The bytes in pieces, if all are in memory. The pieces never change afterwards."""
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Accept the write if that needs no waiting; False: nothing was done."""
+        return False
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        """The bytes in pieces. The pieces never change afterwards."""
+
+    @abstractmethod
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Accept ``data``, which must not change any more. With ``fua``: durable on return."""
+
+    @abstractmethod
+    async def zero(
+        self, offset: int, length: int, *, no_hole: bool = False, fua: bool = False
+    ) -> None:
+        """Make the range read as zeros; with ``no_hole`` it keeps its space."""
+
+    @abstractmethod
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """A hint that the range is no longer needed; what it reads as is then undefined."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Everything accepted before this call is durable on return."""
+
+    @abstractmethod
+    async def prefetch(self, offset: int, length: int) -> None:
+        """A hint that the range will be read soon."""
+
+    @abstractmethod
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """What is known of the range, in order; the lengths add up to ``length``.
+
+        Only proof counts: what is unknown is allocated.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Write back what is left, then let go of everything. Raises if bytes are lost."""

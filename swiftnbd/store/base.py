@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""The store contract: what a container of objects can be asked.
+
+A `Store` is one container. Absent is ``None``, never an exception; ``None`` is *proof* that
+the object does not exist (a block read from it becomes zeros), so a store that cannot tell
+raises instead. Failures are `swiftnbd.errors.StoreError` and its subclasses, nothing else.
+All of it is safe to call concurrently. `tests/store/contract.py` is this text as tests.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+OBJECT_BYTES_MAX = 64 * 1024 * 1024  # the largest object size of a disk; bounds every body we read
+LISTING_LIMIT_MAX = 10_000  # Swift's own default page; more is answered with 412
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """What `Store.get` read: ``data`` (the bytes asked for) and the whole object's ``etag``."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """``size`` in bytes, ``etag`` of the content, ``token`` of the last `Store.renew` or ''."""
+
+    size: int
+    etag: str
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One row of a listing. Listings may lag behind: a row is a hint, a missing row no proof."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInfo:
+    """A container's metadata and what the store counts in it (both may lag behind).
+
+    ``metadata`` keys are lower case, with dashes, without the ``X-Container-Meta-`` prefix.
+    ``versioned``: an overwrite or delete keeps the old bytes somewhere, and they are paid for.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    objects: int = 0
+    bytes_used: int = 0
+    policy: str = ""
+    versioned: bool = False
+
+
+class Store(ABC):
+    """One container of named objects. ``label`` names it in messages ("swift:backups")."""
+
+    label: str
+
+    @abstractmethod
+    async def get(
+        self,
+        name: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        newest: bool = False,
+        size_max: int = OBJECT_BYTES_MAX,
+    ) -> Blob | None:
+        """Read ``length`` bytes from ``start`` (default: all of it), or None if absent.
+
+        A range that runs past the end is cut there; one that begins at or past the end
+        gives no bytes. ``newest`` asks every replica for the latest. A whole object's bytes
+        match its ETag or `CorruptObject` is raised; so it is for a body over ``size_max``.
+        """
+
+    @abstractmethod
+    async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
+        """Describe an object, or None if absent."""
+
+    @abstractmethod
+    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+        """Replace the object whole and return its ETag, the MD5 of ``data`` in hex.
+
+        Returns only when the store has it durably; on any error the old object, the new one
+        or (if there was none) none is there, never a mixture. ``data`` must not change until
+        then. With ``if_absent`` an existing object is left alone: `ObjectExists`.
+        """
+
+    @abstractmethod
+    async def delete(self, name: str) -> bool:
+        """Make the object absent, durably. False if it was absent already."""
+
+    @abstractmethod
+    async def renew(self, name: str, token: str) -> bool:
+        """Put ``token`` (up to 256 ASCII characters) on an existing object, content untouched.
+
+        False if the object is absent; it is never created. A later `put` clears the token.
+        """
+
+    @abstractmethod
+    async def listing(
+        self, *, prefix: str = "", after: str = "", before: str = "", limit: int = LISTING_LIMIT_MAX
+    ) -> list[Listed]:
+        """One page of names in UTF-8 byte order, strictly between ``after`` and ``before``.
+
+        An empty page is the end. `ContainerMissing` if there is no container.
+        """
+
+    @abstractmethod
+    async def info(self) -> ContainerInfo | None:
+        """The container's metadata, or None if there is no container."""
+
+    @abstractmethod
+    async def set_metadata(self, changes: Mapping[str, str]) -> None:
+        """Change these keys of the container, leave the others; an empty value deletes.
+
+        `ContainerMissing` if there is no container.
+        """
+
+    @abstractmethod
+    async def create_container(
+        self, metadata: Mapping[str, str] | None = None, *, policy: str | None = None
+    ) -> bool:
+        """Make the container with ``metadata``. If it exists, set that metadata: False.
+
+        ``policy`` is a storage policy's name; `StoreError` if the store has none such.
+        """
+
+    @abstractmethod
+    async def delete_container(self) -> bool:
+        """Delete the empty container. False if there was none; `ContainerNotEmpty`."""
+
+    def set_canary(self, name: str | None) -> None:
+        """Name an object known to exist, whose presence backs the store's word on absence.
+
+        A store whose None is proof by itself ignores it.
+        """
+
+    async def close(self) -> None:
+        """Release connections and threads. Idempotent."""
+
+
+async def list_all(
+    store: Store, *, prefix: str = "", after: str = "", before: str = ""
+) -> AsyncIterator[Listed]:
+    """Every row between ``after`` and ``before``, page by page."""
+    while page := await store.listing(prefix=prefix, after=after, before=before):
+        for row in page:
+            yield row
+        after = page[-1].name
