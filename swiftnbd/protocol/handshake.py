@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""Handshake phase of one connection, fed with bytes and answering with events.
+
+::
+
+    FLAGS --client flags--> OPTIONS --EXPORT_NAME or GO, accepted--> DONE (transmission)
+                            OPTIONS --ABORT--> DONE (close)
+
+`Handshake.feed` takes bytes however they are cut; `Handshake.next_event` gives the next thing
+to do, or None when more bytes are needed. What needs no knowledge of exports comes out as
+`Send`. A `ProtocolError` means: close, the peer cannot be talked to. After an `ExportWanted`
+the caller answers with `accept` or `refuse` before it asks for the next event.
+"""
+
+import enum
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from swiftnbd.errors import ProtocolError
+from swiftnbd.protocol import options
+from swiftnbd.protocol.constants import OPTION_MAGIC, HandshakeFlag, Option, OptionReply
+from swiftnbd.protocol.options import ExportInfo, InvalidOption
+
+OPTION_BYTES_MAX = 64 * 1024  # no option we know needs more; kept in memory while it arrives
+SKIPPED_BYTES_MAX = 1024 * 1024  # of an option we refuse; more is not worth reading away
+OPTIONS_MAX = 32  # plus 32 per listed export: a client asks a few things of each, then chooses
+OPTIONS_PER_EXPORT_MAX = 32
+
+_CLIENT_FLAGS = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Bytes for the peer."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ListWanted:
+    """Send `Handshake.list_replies`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWanted:
+    """The client asks about (INFO) or chooses (GO, EXPORT_NAME) the export ``name``."""
+
+    option: Option
+    name: str
+    wanted: frozenset[int] = frozenset()
+
+    @property
+    def chosen(self) -> bool:
+        """Whether transmission begins if it is accepted."""
+        return self.option is not Option.INFO
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The client is done; send ``data``, then close."""
+
+    data: bytes
+
+
+Event = Send | ListWanted | ExportWanted | Aborted
+
+
+class _State(enum.Enum):
+    FLAGS = enum.auto()
+    OPTIONS = enum.auto()
+    SKIPPING = enum.auto()  # data of a refused option
+    DECIDING = enum.auto()  # the caller looks the export up
+    DONE = enum.auto()
+
+
+class Handshake:
+    """The server's side of one handshake. ``exports`` is how many `list_replies` would list."""
+
+    def __init__(self, exports: int = 0) -> None:
+        self._state = _State.FLAGS
+        self._buffer = bytearray()
+        self._no_zeroes = False
+        self._fixed = False
+        self._options_left = OPTIONS_MAX + OPTIONS_PER_EXPORT_MAX * exports
+        self._skip = 0
+        self._after_skip = b""
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Add bytes from the peer."""
+        self._buffer += data
+
+    def rest(self) -> bytes:
+        """Bytes after the handshake, the beginning of transmission. Takes them out."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    def next_event(self) -> Event | None:
+        """The next thing to do, or None if that needs more bytes.
+
+        Raises `ProtocolError` if the connection must be closed.
+        """
+        if self._state is _State.FLAGS:
+            self._take_flags()
+        if self._state is _State.OPTIONS:
+            event = self._take_option()
+            if event is not None:
+                return event
+        return self._take_skipped()
+
+    def list_replies(self, names: Iterable[str]) -> bytes:
+        """The answer to LIST."""
+        replies = [options.server_reply(Option.LIST, name) for name in names]
+        return b"".join([*replies, options.reply(Option.LIST, OptionReply.ACK)])
+
+    def accept(self, event: ExportWanted, export: ExportInfo) -> bytes:
+        """The answer that grants ``event``; after a chosen one, transmission begins."""
+        assert self._state is _State.DECIDING
+        self._state = _State.DONE if event.chosen else _State.OPTIONS
+        if event.option is Option.EXPORT_NAME:
+            return options.export_name_reply(export, no_zeroes=self._no_zeroes)
+        return options.info_replies(event.option, export, event.wanted)
+
+    def refuse(self, event: ExportWanted, kind: OptionReply, message: str) -> bytes:
+        """The answer that denies ``event``.
+
+        Raises `ProtocolError` for EXPORT_NAME, which has no way to say no: "the server MUST
+        terminate the session".
+        """
+        assert self._state is _State.DECIDING
+        if event.option is Option.EXPORT_NAME:
+            self._state = _State.DONE
+            raise ProtocolError(message)
+        self._state = _State.OPTIONS
+        return options.error_reply(event.option, kind, message)
+
+    def _take_flags(self) -> None:
+        if len(self._buffer) < _CLIENT_FLAGS.size:
+            return
+        (flags,) = _CLIENT_FLAGS.unpack_from(self._buffer)
+        del self._buffer[: _CLIENT_FLAGS.size]
+        known = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        if flags & ~known:
+            raise ProtocolError(f"client flags {flags:#x} are unknown")  # "MUST drop the TCP"
+        self._fixed = bool(flags & HandshakeFlag.FIXED_NEWSTYLE)
+        self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
+        self._state = _State.OPTIONS
+
+    def _take_option(self) -> Event | None:
+        if len(self._buffer) < options.OPTION.size:
+            return None
+        magic, option, length = options.OPTION.unpack_from(self._buffer)
+        if magic != OPTION_MAGIC:
+            raise ProtocolError(f"option magic {magic:#018x} is wrong")
+        if not self._fixed and option != Option.EXPORT_NAME:
+            raise ProtocolError(f"option {option} from a client without fixed newstyle")
+        handler = _HANDLERS.get(option)
+        if handler is None or length > OPTION_BYTES_MAX:
+            self._refuse_unread(option, length, known=handler is not None)
+            return None
+        end = options.OPTION.size + length
+        if len(self._buffer) < end:
+            return None
+        data = bytes(self._buffer[options.OPTION.size : end])
+        del self._buffer[:end]
+        self._count_option()
+        return handler(self, data)
+
+    def _refuse_unread(self, option: int, length: int, *, known: bool) -> None:
+        """Go on to SKIPPING: the data is read away in pieces, never kept."""
+        if length > SKIPPED_BYTES_MAX or (known and option == Option.EXPORT_NAME):
+            raise ProtocolError(f"option {option} with {length} bytes of data")
+        self._count_option()
+        del self._buffer[: options.OPTION.size]
+        if known:
+            kind, text = OptionReply.ERR_INVALID, f"{length} bytes of data are too many"
+        else:
+            kind, text = OptionReply.ERR_UNSUP, f"option {option} is not supported"
+        if option == Option.STARTTLS:
+            kind, text = OptionReply.ERR_POLICY, "this server does not use TLS"
+        self._skip = length
+        self._after_skip = options.error_reply(option, kind, text)
+        self._state = _State.SKIPPING
+
+    def _take_skipped(self) -> Event | None:
+        if self._state is not _State.SKIPPING:
+            return None
+        here = min(self._skip, len(self._buffer))
+        del self._buffer[:here]
+        self._skip -= here
+        if self._skip:
+            return None
+        self._state = _State.OPTIONS
+        return Send(self._after_skip)
+
+    def _count_option(self) -> None:
+        if self._options_left == 0:
+            raise ProtocolError("too many options without choosing an export")
+        self._options_left -= 1
+
+    def _on_export_name(self, data: bytes) -> Event:
+        try:
+            name = options.parse_name(data)
+        except InvalidOption as error:
+            raise ProtocolError(str(error)) from None
+        self._state = _State.DECIDING
+        return ExportWanted(Option.EXPORT_NAME, name)
+
+    def _on_abort(self, data: bytes) -> Event:
+        # "The server MUST reply with ACK"; any data is ignored
+        self._state = _State.DONE
+        return Aborted(options.reply(Option.ABORT, OptionReply.ACK))
+
+    def _on_list(self, data: bytes) -> Event:
+        if data:
+            return Send(
+                options.error_reply(Option.LIST, OptionReply.ERR_INVALID, "LIST takes no data")
+            )
+        return ListWanted()
+
+    def _on_info(self, data: bytes) -> Event:
+        return self._on_info_or_go(Option.INFO, data)
+
+    def _on_go(self, data: bytes) -> Event:
+        return self._on_info_or_go(Option.GO, data)
+
+    def _on_info_or_go(self, option: Option, data: bytes) -> Event:
+        try:
+            query = options.parse_info_query(data)
+        except InvalidOption as error:
+            return Send(options.error_reply(option, OptionReply.ERR_INVALID, str(error)))
+        self._state = _State.DECIDING
+        return ExportWanted(option, query.name, query.wanted)
+
+
+_HANDLERS: dict[int, Callable[[Handshake, bytes], Event]] = {
+    Option.EXPORT_NAME: Handshake._on_export_name,
+    Option.ABORT: Handshake._on_abort,
+    Option.LIST: Handshake._on_list,
+    Option.INFO: Handshake._on_info,
+    Option.GO: Handshake._on_go,
+}
