@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""What every test gets. The fixtures themselves live in `tests.support`."""
+
+pytest_plugins = [
+    "tests.support.log_watch",
+]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Pytest plugin: a WARNING or ERROR of ours that no test announced fails that test.
+
+Announce one with the marker ``@pytest.mark.expects_log("regex")`` or, where the text is known
+only later, with the fixture: ``expects_log("regex")``. What is announced must come. A line that
+may or may not come (a race decides) is ``allows_log("regex")``, marker or fixture.
+"""
+
+import gc
+import logging
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+WATCHED = ("swiftnbd", "asyncio")
+_SLOW_CALLBACK = r"Executing .* took \d"  # asyncio's debug mode on a busy machine
+
+Announce = Callable[[str], None]
+
+
+class LogWatch(logging.Handler):
+    """Collects the messages of the watched loggers from WARNING up."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        self.expected: list[str] = []
+        self.allowed: list[str] = [_SLOW_CALLBACK]
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+    def unexpected(self) -> list[str]:
+        """The lines that nobody announced."""
+        known = [re.compile(regex) for regex in self.expected + self.allowed]
+        return [line for line in self.lines if not any(regex.search(line) for regex in known)]
+
+    def missing(self) -> list[str]:
+        """The announced expressions that matched no line."""
+        return [
+            regex for regex in self.expected if not any(re.search(regex, x) for x in self.lines)
+        ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, verb in (("expects_log", "must"), ("allows_log", "may")):
+        config.addinivalue_line("markers", f"{name}(regex): a WARNING or ERROR that {verb} come")
+
+
+@pytest.fixture(autouse=True)
+def log_watch(request: pytest.FixtureRequest) -> Iterator[LogWatch]:
+    """Watches one test; it is the first fixture set up and the last torn down."""
+    watch = LogWatch()
+    watch.expected += _marked(request, "expects_log")
+    watch.allowed += _marked(request, "allows_log")
+    loggers = [logging.getLogger(name) for name in WATCHED]
+    for logger in loggers:
+        logger.addHandler(watch)
+    yield watch
+    gc.collect()  # "Task exception was never retrieved" is said when the task is collected
+    for logger in loggers:
+        logger.removeHandler(watch)
+    if unexpected := watch.unexpected():
+        pytest.fail("unexpected in the log:\n" + "\n".join(unexpected), pytrace=False)
+    if missing := watch.missing():
+        pytest.fail(f"announced for the log, but never logged: {missing}", pytrace=False)
+
+
+@pytest.fixture
+def expects_log(log_watch: LogWatch) -> Announce:
+    """Announce a WARNING or ERROR that must come."""
+    return log_watch.expected.append
+
+
+@pytest.fixture
+def allows_log(log_watch: LogWatch) -> Announce:
+    """Announce a WARNING or ERROR that may come."""
+    return log_watch.allowed.append
+
+
+def _marked(request: pytest.FixtureRequest, name: str) -> list[str]:
+    return [regex for marker in request.node.iter_markers(name) for regex in marker.args]
