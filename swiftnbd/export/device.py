@@ -13,28 +13,10 @@ no task, no exception; they answer what is at hand or decline, and the caller th
 ordinary method.
 """
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from swiftnbd.store.base import Buffer
-
-
-class ExtentFlag(enum.IntFlag):
-    """What is known about a range; the values are those of NBD's ``base:allocation``."""
-
-    ALLOCATED = 0
-    HOLE = 1
-    ZERO = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """``length`` bytes of one kind."""
-
-    length: int
-    flags: ExtentFlag
 
 
 class Device(ABC):
@@ -79,13 +61,6 @@ class Device(ABC):
     @abstractmethod
     async def prefetch(self, offset: int, length: int) -> None:
         """A hint that the range will be read soon."""
-
-    @abstractmethod
-    def extents(self, offset: int, length: int) -> list[Extent]:
-        """What is known of the range, in order; the lengths add up to ``length``.
-
-        Only proof counts: what is unknown is allocated.
-        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: MIT
+"""The device whose blocks are objects in a store: format v1 through the block cache.
+
+Each request is cut at object boundaries; each part pins its block, and from then on:
+
+* a read waits until the block's bytes are known. One fetch serves all who wait for it.
+* a write that covers the block needs nothing; a smaller one waits for the bytes. Between the
+  bytes being known and being changed there is no await, so a read-modify-write is atomic
+  against every other request, on whichever connection.
+* a change is then *written through*: the request waits for an upload that began after it. One
+  upload per object is under way at a time; writes that arrive meanwhile are all carried by the
+  next one.
+
+An upload whose block has become all zeros deletes the object, unless WRITE_ZEROES asked to
+keep its space. A failed upload leaves the block dirty: the write is answered with the error,
+reads go on to see the new bytes, and the next flush tries again.
+
+Uploads and fetches belong to the device, not to the request that caused them: a client that
+goes away cannot cut an object's upload short, nor start one later.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Iterator, Sequence
+from errno import EIO
+from typing import NamedTuple
+
+from swiftnbd.errors import ExportError, ExportUnusable, SwiftnbdError
+from swiftnbd.export.block import Block, State
+from swiftnbd.export.cache import BlockCache
+from swiftnbd.export.device import Device
+from swiftnbd.export.layout import PART_PREFIX, Geometry, object_index, object_name
+from swiftnbd.export.parallel import for_each
+from swiftnbd.metrics import Counters
+from swiftnbd.store.base import Buffer, Store
+
+CACHE_BLOCKS_MIN = 4  # fewer could not hold one request's neighbours and a read-modify-write
+REQUESTS_MAX = 16  # store requests at once: saturates a Swift node, more only add latency
+FLUSH_SECONDS_MAX = 60.0  # as long as one store operation may take: a flush runs them in parallel
+
+_BLOCK_SIZE_MIN = 4096
+_BLOCK_SIZE_MAX = 32 * 1024 * 1024
+
+
+class Part(NamedTuple):
+    """Bytes ``[start, end)`` of object ``number``."""
+
+    number: int
+    start: int
+    end: int
+
+
+class ObjectDevice(Device):
+    """A disk of ``geometry`` in ``store``, with at most ``cache_bytes`` of it in memory."""
+
+    def __init__(
+        self,
+        store: Store,
+        geometry: Geometry,
+        *,
+        cache_bytes: int,
+        counters: Counters | None = None,
+        flush_seconds: float = FLUSH_SECONDS_MAX,
+    ) -> None:
+        check_cache(geometry, cache_bytes)
+        self.size = geometry.size
+        self.block_size = preferred_block_size(geometry)
+        self.counters = counters if counters is not None else Counters()
+        self._store = store
+        self._object_size = geometry.object_size
+        self._zeros = bytes(geometry.object_size)
+        self._cache = BlockCache(cache_bytes // geometry.object_size)
+        self._dirty: dict[int, Block] = {}
+        self._requests = asyncio.Semaphore(REQUESTS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flush_seconds = flush_seconds
+
+    @property
+    def cached_bytes(self) -> int:
+        """What the cache holds now."""
+        return len(self._cache) * self._object_size
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes of blocks whose last upload has not succeeded (yet)."""
+        return len(self._dirty) * self._object_size
+
+    # Reading
+
+    def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        size = self._object_size
+        index, start = divmod(offset, size)
+        end = start + length
+        if end > size:
+            return self._read_many_now(offset, length)
+        block = self._cache.blocks.get(index)
+        if block is None or block.data is None:
+            return None
+        block.used = True
+        return (block.piece(start, end),)
+
+    def _read_many_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        blocks = self._cache.blocks
+        parts = list(self._parts(offset, length))
+        for index, _, _ in parts:
+            block = blocks.get(index)
+            if block is None or block.data is None:
+                return None
+        pieces = []
+        for index, start, end in parts:
+            blocks[index].used = True
+            pieces.append(blocks[index].piece(start, end))
+        return pieces
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        pieces = self.read_now(offset, length)
+        if pieces is not None:
+            return pieces
+        first = offset // self._object_size
+        found: dict[int, Buffer] = {}
+
+        async def read_part(part: Part) -> None:
+            found[part.number] = await self._read_part(*part)
+
+        await for_each(self._parts(offset, length), read_part)
+        return [found[first + number] for number in range(len(found))]
+
+    async def _read_part(self, index: int, start: int, end: int) -> Buffer:
+        block = await self._cache.pin(index)
+        try:
+            await self._know(block)
+            block.used = True
+            return block.piece(start, end)
+        finally:
+            self._cache.unpin(block)
+
+    async def prefetch(self, offset: int, length: int) -> None:
+        # more than half the cache would only push out what it brought in
+        blocks = itertools.islice(self._parts(offset, length), self._cache.capacity // 2)
+        await for_each(blocks, self._prefetch_part)
+
+    async def _prefetch_part(self, part: Part) -> None:
+        await self._read_part(part.number, 0, 0)
+
+    # Changing
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        view = memoryview(data)
+
+        async def write_part(part: Part) -> None:
+            index, start, end = part
+            at = index * self._object_size + start - offset
+            await self._write_part(index, start, view[at : at + end - start])
+
+        await for_each(self._parts(offset, len(view)), write_part)
+
+    async def _write_part(self, index: int, start: int, data: memoryview) -> None:
+        block = await self._cache.pin(index)
+        try:
+            if len(data) < self._object_size:
+                await self._know(block)
+            await self._store_change(block, block.write(start, data))
+        finally:
+            self._cache.unpin(block)
+
+    async def zero(
+        self, offset: int, length: int, *, no_hole: bool = False, fua: bool = False
+    ) -> None:
+        async def zero_part(part: Part) -> None:
+            await self._zero_part(*part, keep_zeros=no_hole)
+
+        await for_each(self._parts(offset, length), zero_part)
+
+    async def _zero_part(self, index: int, start: int, end: int, *, keep_zeros: bool) -> None:
+        block = await self._cache.pin(index)
+        whole = end - start == self._object_size
+        try:
+            if whole:
+                generation = block.clear(self._zeros, keep_zeros=keep_zeros)
+            else:
+                await self._know(block)
+                generation = block.zero(start, end, keep_zeros=keep_zeros)
+            await self._store_change(block, generation)
+        finally:
+            self._cache.unpin(block, cold=whole)
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """Delete the objects that lie wholly inside the range.
+
+        Being a hint, it may trust a listing for what exists: an object that the listing misses
+        merely stays. So trimming a fresh disk takes one request, whatever its size.
+        """
+        size = self._object_size
+        first, end = -(-offset // size), (offset + length) // size
+        if first >= end:
+            return
+        await for_each(self._cache.within(first, end), self._trim_block)
+        after, before = object_name(first - 1) if first else PART_PREFIX, object_name(end)
+        while page := await self._store.listing(prefix=PART_PREFIX, after=after, before=before):
+            listed = (object_index(row.name) for row in page)
+            await for_each((index for index in listed if index is not None), self._trim_block)
+            after = page[-1].name
+
+    async def _trim_block(self, index: int) -> None:
+        block = self._cache.blocks.get(index)
+        if block is not None and block.data is self._zeros and not block.dirty:
+            return  # known to be absent
+        await self._zero_part(index, 0, self._object_size, keep_zeros=False)
+
+    # Making durable
+
+    async def flush(self) -> None:
+        dirty = list(self._dirty.values())
+        if not dirty:
+            return
+        try:
+            async with asyncio.timeout(self._flush_seconds):
+                await for_each(dirty, self._flush_block, go_on=True)
+        except TimeoutError:
+            raise ExportError(
+                EIO,
+                f"{self._store.label}: {self.dirty_bytes} bytes could not be stored "
+                f"within {self._flush_seconds:.0f} s",
+            ) from None
+
+    async def _flush_block(self, block: Block) -> None:
+        if not block.dirty:
+            return  # stored since, and perhaps evicted
+        self._cache.hold(block)
+        try:
+            await self._stored(block, block.generation)
+        finally:
+            self._cache.unpin(block)
+
+    async def close(self) -> None:
+        try:
+            await self.flush()
+        finally:
+            await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _store_change(self, block: Block, generation: int) -> None:
+        self._dirty[block.index] = block
+        await self._stored(block, generation)
+
+    async def _stored(self, block: Block, generation: int) -> None:
+        """Return when ``generation`` of the block is durable; raise why it could not be.
+
+        An upload that failed without carrying that generation says nothing about it: then the
+        next one is waited for.
+        """
+        while block.stored < generation:
+            if block.upload is None:
+                block.upload = self._spawn(self._upload(block), block)
+            try:
+                await asyncio.shield(block.upload)
+            except SwiftnbdError:
+                if block.attempted >= generation:
+                    raise
+
+    async def _upload(self, block: Block) -> None:
+        try:
+            async with self._requests:
+                await self._put(block)
+        finally:
+            block.upload = None
+
+    async def _put(self, block: Block) -> None:
+        name, data = object_name(block.index), block.begin_upload()
+        try:
+            if data == self._zeros and not block.keep_zeros:
+                await self._store.delete(name)
+            else:
+                await self._store.put(name, data)
+                self.counters.store_out += len(data)
+        except BaseException:
+            block.end_upload(done=False)
+            raise
+        block.end_upload(done=True)
+        if block.state is State.CLEAN:
+            del self._dirty[block.index]
+
+    # Knowing
+
+    async def _know(self, block: Block) -> None:
+        """Return when the block's bytes are known; raise why they cannot be."""
+        while block.data is None:
+            if block.fetch is None:
+                block.fetch = self._spawn(self._fetch(block), block)
+            await asyncio.shield(block.fetch)
+
+    async def _fetch(self, block: Block) -> None:
+        block.move(State.FETCHING)
+        try:
+            data = await self._get(block.index)
+        except BaseException:
+            if block.state is State.FETCHING:
+                block.move(State.EMPTY)
+                raise
+            return  # a write of the whole block came first; the bytes are no longer needed
+        finally:
+            block.fetch = None
+        if block.state is State.FETCHING:
+            block.fill(data)
+
+    async def _get(self, index: int) -> bytes:
+        name = object_name(index)
+        async with self._requests:
+            blob = await self._store.get(name, size_max=self._object_size)
+        if blob is None:
+            return self._zeros
+        self.counters.store_in += len(blob.data)
+        if len(blob.data) != self._object_size:
+            raise ExportError(
+                EIO,
+                f"{self._store.label}: {name} has {len(blob.data)} bytes, not {self._object_size}",
+            )
+        return blob.data
+
+    # Helpers
+
+    def _spawn(self, work: Coroutine[None, None, None], block: Block) -> asyncio.Task[None]:
+        """Run ``work`` on a block as the device's own task, which keeps the block pinned."""
+        self._cache.hold(block)
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._cache.unpin(block)
+            if not task.cancelled():
+                task.exception()  # whoever waits for it sees it; a flush will, if nobody does
+
+        task.add_done_callback(ended)
+        return task
+
+    def _parts(self, offset: int, length: int) -> Iterator[Part]:
+        """Cut a range at object boundaries."""
+        size = self._object_size
+        position, stop = offset, offset + length
+        while position < stop:
+            index, start = divmod(position, size)
+            end = min(size, start + stop - position)
+            yield Part(index, start, end)
+            position += end - start
+
+
+def check_cache(geometry: Geometry, cache_bytes: int) -> None:
+    """Raise `ExportUnusable` if the cache is too small for a disk of this geometry."""
+    least = CACHE_BLOCKS_MIN * geometry.object_size
+    if cache_bytes < least:
+        raise ExportUnusable(
+            f"its objects of {geometry.object_size} bytes need a cache of at least {least} bytes, "
+            f"and the limit is {cache_bytes}"
+        )
+
+
+def preferred_block_size(geometry: Geometry) -> int:
+    """The power of two, in bytes, that requests should best have: an object, if it is one."""
+    power = 1 << (geometry.object_size.bit_length() - 1)
+    return min(max(power, _BLOCK_SIZE_MIN), _BLOCK_SIZE_MAX)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""An export: a container under a name, and who uses it now.
+
+::
+
+              attach (lock, open)               last detach (write back, unlock)
+    DETACHED ---------------------> ATTACHED ------------------------------------> DETACHED
+                                     ^    |
+                 attach: no new lock |    | write-back or unlock failed
+                                     |    v
+                                    KEPT --- tried again until it succeeds --> DETACHED
+
+NBD knows no clients, only connections. Those with the same `Client.identity` are one client and
+share the attachment, its cache and its lock; anybody else is refused while it lasts. A read-only
+export takes no lock and is shared by all.
+"""
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass, field
+
+from swiftnbd.errors import ContainerMissing, Locked, SwiftnbdError
+from swiftnbd.export.device import Device
+from swiftnbd.export.disk import ObjectDevice, check_cache
+from swiftnbd.export.layout import DiskInfo, parse_metadata
+from swiftnbd.export.lock import SETTLE_SECONDS_DEFAULT, Lock, describe_holder, mark_for
+from swiftnbd.metrics import Counters
+from swiftnbd.store.base import Store
+
+KEPT_RETRY_SECONDS = 5.0  # between tries to let go of a container whose store failed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Whoever is at the other end: connections with one ``identity`` are one client.
+
+    ``host`` and ``port`` are for the mark in the container and for messages.
+    """
+
+    identity: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Export:
+    """One container, as served. Open it with `load` before anything else."""
+
+    name: str
+    store: Store
+    read_only: bool = False
+    cache_bytes: int = 64 * 1024 * 1024
+    settle_seconds: float = SETTLE_SECONDS_DEFAULT
+    counters: Counters = field(default_factory=Counters)
+    info: DiskInfo = field(init=False)
+    device: ObjectDevice | None = field(init=False, default=None)
+    _client: Client | None = field(init=False, default=None)
+    _lock: Lock | None = field(init=False, default=None)
+    _connections: int = field(init=False, default=0)
+    _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    _retry: asyncio.Task[None] | None = field(init=False, default=None)
+
+    async def load(self) -> None:
+        """Read what the container says of its disk.
+
+        Raises `ContainerMissing`, `ExportUnusable` or `StoreError`.
+        """
+        container = await self.store.info()
+        if container is None:
+            raise ContainerMissing("the container does not exist")
+        self._adopt(parse_metadata(container.metadata))
+
+    def _adopt(self, info: DiskInfo) -> None:
+        check_cache(info.geometry, self.cache_bytes)
+        self.info = info
+
+    @property
+    def attached(self) -> bool:
+        """Whether a lock is held or a device is open."""
+        return self.device is not None or self._lock is not None
+
+    async def attach(self, client: Client) -> Device:
+        """One more connection of ``client``. Give it back with `detach`.
+
+        Raises `Locked` if somebody else uses it, `StoreError` or `ExportUnusable`.
+        """
+        if self._client is not None and not self.read_only:
+            self._check_same(client, self._client)  # at once, not after the turn of others
+        async with self._turn:
+            await self._stop_retrying()
+            if self._connections and not self.read_only:
+                assert self._client is not None
+                self._check_same(client, self._client)
+            if self.device is None:
+                self.device = await self._open(client)
+            self._client = client if not self._connections else self._client
+            self._connections += 1
+            return self.device
+
+    def _check_same(self, client: Client, holder: Client) -> None:
+        if client.identity != holder.identity:
+            mark = self._lock.mark if self._lock else str(holder)
+            raise Locked(f"{self.name} is in use by {describe_holder(mark)}", mark)
+
+    async def _open(self, client: Client) -> ObjectDevice:
+        if self.read_only:
+            await self.load()
+        elif self._lock is None:
+            lock = Lock(self.store, mark_for(_holder_host(client), client.port), self.settle_seconds)
+            info = await lock.acquire()
+            self._lock = lock
+            log.info("%s: locked by %s", self.name, lock.mark)
+            try:
+                self._adopt(info)
+            except SwiftnbdError:
+                await self._unlock()
+                raise
+        return ObjectDevice(
+            self.store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
+        )
+
+    async def detach(self) -> None:
+        """One connection less. The last one writes back and unlocks; failing that, keeps both."""
+        async with self._turn:
+            self._connections -= 1
+            if self._connections:
+                return
+            self._client = None
+            try:
+                await self._let_go()
+            except SwiftnbdError as error:
+                log.error("%s: kept locked, trying again: %s", self.name, error)
+                self._retry = asyncio.get_running_loop().create_task(self._retry_let_go())
+
+    async def shut_down(self) -> None:
+        """The server ends: let go of the container. Raises `SwiftnbdError` saying what is lost."""
+        async with self._turn:
+            await self._stop_retrying()
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        if self.device is not None:
+            await self.device.close()
+            self.device = None
+        if self._lock is not None:
+            await self._unlock()
+
+    async def _unlock(self) -> None:
+        assert self._lock is not None
+        await self._lock.release()
+        log.info("%s: unlocked", self.name)
+        self._lock = None
+
+    async def _retry_let_go(self) -> None:
+        while True:
+            await asyncio.sleep(KEPT_RETRY_SECONDS)
+            try:
+                await self._let_go()
+            except SwiftnbdError as error:
+                log.debug("%s: still kept: %s", self.name, error)
+            else:
+                log.info("%s: written back after all", self.name)
+                return
+
+    async def _stop_retrying(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            await asyncio.gather(self._retry, return_exceptions=True)
+            self._retry = None
+
+
+def _holder_host(client: Client) -> str:
+    """The host in our mark: a loopback address would mean nothing to others."""
+    if client.host == "localhost" or client.host.startswith("127.") or client.host == "::1":
+        return socket.gethostname()
+    return client.host
