@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The two programs. Only here are argv, the environment and configuration files read."""
