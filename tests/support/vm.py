@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""A real kernel NBD client: Debian's kernel in qemu, attached to a server on the host.
+
+The kernel is unpacked, not installed; its initramfs holds busybox as the shell and the real
+nbd-client, e2fsprogs, mount and rsync with their libraries. Both are built once and kept
+under ``~/.cache/swiftnbd-tests``, named by a hash of all that goes into them. `vm_init.sh` is
+the first process; it runs one of the ``vm_*.sh`` scripts and prints a line per step::
+
+    lines = vm.boot("roundtrip", port=server.port, export="disk")
+    assert vm.passed(lines) == vm.steps("roundtrip")
+"""
+
+import fcntl
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import find, missing, run
+
+BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
+UNUSED_SECONDS_MAX = 7 * 24 * 3600
+PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync")
+MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
+SCRIPTS = ("init", "roundtrip")
+
+_HERE = Path(__file__).parent
+_BUILD_VERSION = "1"  # change it when the build itself changes
+
+
+def steps(script: str) -> list[str]:
+    """The names of all steps of a script, in order."""
+    text = (_HERE / f"vm_{script}.sh").read_text()
+    return ["boot", *re.findall(r"^step (\w+)", text, re.MULTILINE), "end"]
+
+
+def passed(lines: list[str]) -> list[str]:
+    """The names of the steps that passed."""
+    found = (re.search(r"PASS (\w+)$", line) for line in lines)
+    return [match[1] for match in found if match]
+
+
+def boot(script: str, *, port: int, export: str) -> list[str]:
+    """Run a script in the VM and return the lines of its console."""
+    kernel, initramfs = _images()
+    words = f"port={port} export={export} script={script}"
+    command = [
+        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512"),
+        *("-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"),
+        *("-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="),
+        *("-kernel", str(kernel), "-initrd", str(initramfs)),
+        *("-append", f"console=ttyS0 quiet panic=-1 tsc=unstable {words}"),
+    ]
+    try:
+        done = run("qemu-system-x86_64", *command, seconds=BOOT_SECONDS_MAX)
+    except subprocess.TimeoutExpired as error:
+        said = (error.stdout or b"").decode(errors="replace")
+        pytest.fail(f"the VM still ran after {BOOT_SECONDS_MAX} s:\n{said}")
+    return [line.strip("\r") for line in done.stdout.splitlines()]
+
+
+def _images() -> tuple[Path, Path]:
+    cache = _cache_dir()
+    with _only_one(cache / "lock"):
+        root = _kernel(cache)
+        kernel = next(root.glob("boot/vmlinuz-*"))
+        initramfs = cache / f"initramfs-{_fingerprint(kernel.name)}.gz"
+        if not initramfs.exists():
+            _build(root, cache / "build", initramfs)
+        initramfs.touch()
+        _forget_unused(cache)
+        return kernel, initramfs
+
+
+def _cache_dir() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = home / "swiftnbd-tests"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _forget_unused(cache: Path) -> None:
+    for path in cache.glob("initramfs-*"):
+        if time.time() - path.stat().st_mtime > UNUSED_SECONDS_MAX:
+            path.unlink()
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Two test runs on one machine build one after the other."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _kernel(cache: Path) -> Path:
+    """The newest of Debian's kernels for this machine, unpacked."""
+    if os.uname().machine != "x86_64":
+        missing("the kernel VM is made for x86_64 only")
+    depends = run("apt-cache", "depends", "linux-image-amd64", check=False).stdout
+    match = re.search(r"Depends: (linux-image-\S+)", depends)
+    if match is None:
+        missing("apt knows no linux-image-amd64: apt-get update")
+    root = cache / match[1]
+    if not root.exists():
+        scratch = cache / "download"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        run("apt-get", "download", match[1], cwd=scratch)
+        run("dpkg", "-x", next(scratch.glob("*.deb")), scratch / "root")
+        (scratch / "root").rename(root)
+        shutil.rmtree(scratch)
+    return root
+
+
+def _fingerprint(kernel_name: str) -> str:
+    digest = hashlib.sha256(f"{_BUILD_VERSION} {kernel_name}".encode())
+    for name in SCRIPTS:
+        digest.update((_HERE / f"vm_{name}.sh").read_bytes())
+    for program in ("busybox", *PROGRAMS):
+        digest.update(find(program).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(root: Path, tree: Path, initramfs: Path) -> None:
+    shutil.rmtree(tree, ignore_errors=True)
+    for name in ("bin", "scripts", "modules"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(find("busybox"), tree / "bin/busybox")
+    for program in map(find, PROGRAMS):
+        _copy_program(program, tree)
+    _copy_scripts(tree)
+    _copy_modules(root, tree / "modules")
+    _make_files(tree / "tree")
+    part = initramfs.with_suffix(".part")
+    with part.open("wb") as file:
+        subprocess.run(
+            f"find . | {find('cpio')} --quiet -o -H newc | gzip -1",
+            shell=True,
+            cwd=tree,
+            stdout=file,
+            check=True,
+        )
+    part.rename(initramfs)
+    shutil.rmtree(tree)
+
+
+def _copy_program(program: Path, tree: Path) -> None:
+    """A program and its shared libraries; under /usr, whatever the host's layout."""
+    target = tree / "usr" / program.parent.name / program.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(program, target)
+    listed = subprocess.run(
+        ["ldd", str(program)], capture_output=True, text=True, check=True
+    ).stdout
+    for library in re.findall(r"(/\S+) \(0x", listed):
+        copy = tree / library.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, copy)
+
+
+def _copy_scripts(tree: Path) -> None:
+    shutil.copy(_HERE / "vm_init.sh", tree / "init")
+    (tree / "init").chmod(0o755)
+    for name in SCRIPTS[1:]:
+        shutil.copy(_HERE / f"vm_{name}.sh", tree / "scripts" / name)
+
+
+def _copy_modules(root: Path, target: Path) -> None:
+    """The modules the VM loads, and the order to load them in."""
+    lib = root if (root / "lib/modules").exists() else root / "usr"
+    version = next((lib / "lib/modules").iterdir()).name
+    subprocess.run(
+        [find("modprobe").with_name("depmod"), "-b", lib, version], check=True, capture_output=True
+    )
+    order: list[str] = []
+    for module in MODULES:
+        shown = run("modprobe", "-d", lib, "-S", version, "--show-depends", module).stdout
+        for path in map(Path, re.findall(r"^insmod (\S+)", shown, re.MULTILINE)):
+            if path.name not in order:
+                order.append(path.name)
+                _copy_module(path, target)
+    (target / "order").write_text("".join(f"{name}\n" for name in order))
+
+
+def _copy_module(path: Path, target: Path) -> None:
+    """Newer kernels' modules are packed, which busybox does not read; the name stays."""
+    packed = path.suffix == ".xz"
+    data = path.read_bytes()
+    (target / path.name).write_bytes(lzma.decompress(data) if packed else data)
+
+
+def _make_files(tree: Path) -> None:
+    """A tree to copy: many small files, a few large ones, links, and some to delete again."""
+    for directory in range(8):
+        folder = tree / f"small/{directory}"
+        folder.mkdir(parents=True)
+        for number in range(25):
+            data = hashlib.sha256(f"{directory}/{number}".encode()).digest() * (number * 7 + 1)
+            (folder / f"file {number}").write_bytes(data)
+    (tree / "large").mkdir()
+    for number in range(3):
+        blocks = (hashlib.sha256(b"%d %d" % (number, i)).digest() for i in range(64 * 1024))
+        (tree / f"large/{number}").write_bytes(b"".join(blocks))
+    (tree / "doomed").mkdir()
+    (tree / "doomed/file").write_bytes(b"\xaa" * (4 << 20))
+    (tree / "link").symlink_to("large/0")
+    os.link(tree / "large/1", tree / "hard link")
