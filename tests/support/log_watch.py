@@ -20,7 +20,11 @@ Announce = Callable[[str], None]
 
 
 class LogWatch(logging.Handler):
-    """Collects the messages of the watched loggers from WARNING up."""
+    """Collects the messages of the watched loggers from WARNING up.
+
+    It listens at the root: the programs' own set-up, run by a test in this process, replaces
+    the handlers of the watched loggers.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -30,7 +34,8 @@ class LogWatch(logging.Handler):
         self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+        if record.name.split(".")[0] in WATCHED:
+            self.lines.append(self.format(record))
 
     def unexpected(self) -> list[str]:
         """The lines that nobody announced."""
@@ -56,12 +61,14 @@ def log_watch(request: pytest.FixtureRequest) -> Iterator[LogWatch]:
     watch.expected += _marked(request, "expects_log")
     watch.allowed += _marked(request, "allows_log")
     loggers = [logging.getLogger(name) for name in WATCHED]
-    for logger in loggers:
-        logger.addHandler(watch)
+    before = [(logger.handlers[:], logger.level) for logger in loggers]
+    logging.getLogger().addHandler(watch)
     yield watch
     gc.collect()  # "Task exception was never retrieved" is said when the task is collected
-    for logger in loggers:
-        logger.removeHandler(watch)
+    logging.getLogger().removeHandler(watch)
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
     if unexpected := watch.unexpected():
         pytest.fail("unexpected in the log:\n" + "\n".join(unexpected), pytrace=False)
     if missing := watch.missing():
