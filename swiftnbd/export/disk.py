@@ -85,6 +85,16 @@ class ObjectDevice(Device):
         """Bytes of blocks whose last upload has not succeeded (yet)."""
         return len(self._dirty) * self._object_size
 
+    def dirty_ranges(self) -> list[tuple[int, int]]:
+        """Byte ranges ``[start, end)`` that are not durable, adjacent ones as one, ascending."""
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(self._dirty):
+            start = index * self._object_size
+            if ranges and ranges[-1][1] == start:
+                start = ranges.pop()[0]
+            ranges.append((start, (index + 1) * self._object_size))
+        return ranges
+
     # Reading
 
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:

@@ -19,8 +19,9 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass, field
+from errno import EIO
 
-from swiftnbd.errors import ContainerMissing, Locked, SwiftnbdError
+from swiftnbd.errors import ContainerMissing, ExportError, Locked, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.disk import ObjectDevice, check_cache
 from swiftnbd.export.layout import DiskInfo, parse_metadata
@@ -97,10 +98,11 @@ class Export:
             if self._connections and not self.read_only:
                 assert self._client is not None
                 self._check_same(client, self._client)
-            if self.device is None:
-                self.device = await self._open(client)
-            self._client = client if not self._connections else self._client
+            if not self._connections:
+                await self._take(client)
+                self._client = client
             self._connections += 1
+            assert self.device is not None
             return self.device
 
     def _check_same(self, client: Client, holder: Client) -> None:
@@ -108,22 +110,37 @@ class Export:
             mark = self._lock.mark if self._lock else str(holder)
             raise Locked(f"{self.name} is in use by {describe_holder(mark)}", mark)
 
-    async def _open(self, client: Client) -> ObjectDevice:
+    async def _take(self, client: Client) -> None:
+        """Be ready for a first connection: locked unless read-only, with a device."""
         if self.read_only:
             await self.load()
-        elif self._lock is None:
-            lock = Lock(self.store, mark_for(_holder_host(client), client.port), self.settle_seconds)
-            info = await lock.acquire()
-            self._lock = lock
-            log.info("%s: locked by %s", self.name, lock.mark)
-            try:
-                self._adopt(info)
-            except SwiftnbdError:
-                await self._unlock()
-                raise
-        return ObjectDevice(
-            self.store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
-        )
+        elif self._lock is not None and await self._lock.held():
+            log.info("%s: %s goes on where the last client stopped", self.name, client)
+        elif self.device is not None:
+            raise ExportError(
+                EIO,
+                f"{self.name}: the lock was broken while {self.device.dirty_bytes} bytes "
+                f"were not written back",
+            )
+        else:
+            self._lock = None  # the unlock that seemed to fail did not
+            await self._acquire(client)
+        if self.device is None:
+            self.device = ObjectDevice(
+                self.store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
+            )
+
+    async def _acquire(self, client: Client) -> None:
+        mark = mark_for(_holder_host(client), client.port)
+        lock = Lock(self.store, mark, self.settle_seconds)
+        info = await lock.acquire()
+        self._lock = lock
+        log.info("%s: locked by %s", self.name, mark)
+        try:
+            self._adopt(info)
+        except SwiftnbdError:
+            await self._unlock()
+            raise
 
     async def detach(self) -> None:
         """One connection less. The last one writes back and unlocks; failing that, keeps both."""
@@ -160,15 +177,17 @@ class Export:
     async def _retry_let_go(self) -> None:
         while True:
             await asyncio.sleep(KEPT_RETRY_SECONDS)
-            try:
-                await self._let_go()
-            except SwiftnbdError as error:
-                log.debug("%s: still kept: %s", self.name, error)
-            else:
-                log.info("%s: written back after all", self.name)
-                return
+            async with self._turn:
+                try:
+                    await self._let_go()
+                except SwiftnbdError as error:
+                    log.debug("%s: still kept: %s", self.name, error)
+                else:
+                    log.info("%s: written back after all", self.name)
+                    return
 
     async def _stop_retrying(self) -> None:
+        """Called in our turn, so the task is asleep or waits for its own: nothing is cut short."""
         if self._retry is not None:
             self._retry.cancel()
             await asyncio.gather(self._retry, return_exceptions=True)

@@ -84,6 +84,10 @@ class Lock:
         await self._raise_canary()
         return info
 
+    async def held(self) -> bool:
+        """Whether the container still bears our mark."""
+        return (await self._read()).client == self.mark
+
     async def release(self) -> None:
         """Take our mark away; a mark that is not ours is left, with a WARNING."""
         self.store.set_canary(None)

@@ -57,7 +57,7 @@ class ExportShape:
 
 # Command -> (the transmission flag that announces it, flags it may carry besides FUA).
 # FUA: "a server that supports it MUST accept it on all commands" once SEND_FUA is announced.
-_COMMANDS: Final = {
+_COMMANDS: Final[dict[int, tuple[TransmissionFlag, CommandFlag]]] = {
     Command.READ: (TransmissionFlag.HAS_FLAGS, CommandFlag(0)),
     Command.WRITE: (TransmissionFlag.HAS_FLAGS, CommandFlag(0)),
     Command.FLUSH: (TransmissionFlag.SEND_FLUSH, CommandFlag(0)),
@@ -65,6 +65,7 @@ _COMMANDS: Final = {
     Command.CACHE: (TransmissionFlag.SEND_CACHE, CommandFlag(0)),
     Command.WRITE_ZEROES: (TransmissionFlag.SEND_WRITE_ZEROES, CommandFlag.NO_HOLE),
 }
+_UNKNOWN: Final = (TransmissionFlag(1 << 16), CommandFlag(0))  # a flag no export can have
 _CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
 # Out of range, these are "no space"; everything else is merely invalid.
 _GROWING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES})
@@ -76,18 +77,17 @@ def check(request: Request, export: ExportShape) -> None:
     Everything below trusts what passed here: known command, allowed flags, a range inside the
     export, a payload of bounded size, no change to a read-only export.
     """
-    known = _COMMANDS.get(request.command)  # type: ignore[call-overload]
-    if known is None or known[0] not in export.flags:
+    if request.command in _CHANGING and export.read_only:
+        raise ExportError(EPERM, "the export is read-only")
+    announced, allowed = _COMMANDS.get(request.command, _UNKNOWN)
+    if announced not in export.flags:
         raise ExportError(EINVAL, f"command {request.command} is not supported")
-    allowed = known[1]
     if TransmissionFlag.SEND_FUA in export.flags:
         allowed |= CommandFlag.FUA
     if request.flags & ~allowed:
         raise ExportError(
             EINVAL, f"flags {request.flags:#x} are not valid for command {request.command}"
         )
-    if request.command in _CHANGING and export.read_only:
-        raise ExportError(EPERM, "the export is read-only")
     if request.command == Command.FLUSH:
         return  # offset and length are reserved; a client that sets them means no harm
     if request.offset + request.length > export.size:

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""Handshake phase of one connection: drives `swiftnbd.protocol.handshake` over a transport.
+
+The client is read from only while we wait for its bytes, so nothing piles up; that waiting is
+what its patience (`HANDSHAKE_SECONDS_MAX`) is counted in, not the time that our own store and
+lock take.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
+from swiftnbd.export.device import Device
+from swiftnbd.export.disk import preferred_block_size
+from swiftnbd.export.export import Client, Export
+from swiftnbd.protocol import options
+from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
+from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send
+from swiftnbd.protocol.options import ExportInfo
+
+HANDSHAKE_SECONDS_MAX = (
+    10.0  # waited for the client, in all; nobody honest needs one (CVE-2024-7409)
+)
+
+_NAME_SHOWN_MAX = 256  # what the specification recommends as a name's length
+
+_FLAGS = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_FUA
+    | TransmissionFlag.SEND_TRIM
+    | TransmissionFlag.SEND_WRITE_ZEROES
+    | TransmissionFlag.SEND_CACHE
+    | TransmissionFlag.CAN_MULTI_CONN
+)
+_READ_ONLY_FLAGS = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.READ_ONLY
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_CACHE
+    | TransmissionFlag.CAN_MULTI_CONN
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What a handshake led to: an attached export (to be detached), and what came behind it."""
+
+    export: Export
+    device: Device
+    flags: TransmissionFlag
+    received: bytes
+
+
+class Negotiation(asyncio.Protocol):
+    """Talks with one client until it has chosen an export or goes away."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        exports: Mapping[str, Export],
+        client: Client,
+        seconds_max: float = HANDSHAKE_SECONDS_MAX,
+    ) -> None:
+        self._transport = transport
+        self._exports = exports
+        self._client = client
+        self._handshake = Handshake(len(exports))
+        self._patience = seconds_max
+        self._event = asyncio.Event()  # bytes came, or can leave again, or never will
+        self._gone = False
+        self._writable = True
+        self._shutting_down = False
+        transport.pause_reading()
+        transport.set_protocol(self)
+
+    async def run(self) -> Agreed | None:
+        """None if the client went away. Raises `ProtocolError`, `TimeoutError`."""
+        self._transport.write(options.greeting())
+        while True:
+            event = self._handshake.next_event()
+            match event:
+                case None:
+                    if not await self._more_bytes():
+                        return None
+                case Send(data):
+                    self._transport.write(data)
+                case ListWanted():
+                    self._transport.write(self._handshake.list_replies(self._exports))
+                case Aborted(data):
+                    self._transport.write(data)
+                    return None
+                case ExportWanted():
+                    agreed = await self._answer(event)
+                    if agreed is not None:
+                        return agreed
+            if not await self._drained():
+                return None
+
+    def shut_down(self) -> None:
+        """The server ends: stop waiting for this client."""
+        self._shutting_down = True
+        self._event.set()
+
+    async def _answer(self, wanted: ExportWanted) -> Agreed | None:
+        """Grant or refuse; an `Agreed` if transmission begins."""
+        export = self._find(wanted.name)
+        if export is None:
+            text = f"export {_shown(wanted.name)} does not exist"
+            self._refuse(wanted, OptionReply.ERR_UNKNOWN, text)
+            return None
+        if not wanted.chosen:
+            self._transport.write(self._handshake.accept(wanted, export_info(export)))
+            return None
+        try:
+            device = await export.attach(self._client)
+        except Locked as error:
+            self._refuse(wanted, OptionReply.ERR_POLICY, str(error))
+        except SwiftnbdError as error:
+            text = f"export {_shown(export.name)} is not available: {error}"
+            self._refuse(wanted, OptionReply.ERR_UNKNOWN, text)
+        else:
+            if self._gone:  # while we locked
+                await export.detach()
+                return None
+            info = export_info(export)
+            self._transport.write(self._handshake.accept(wanted, info))
+            log.info("%s: negotiated export: %s", self._client, export.name)
+            return Agreed(export, device, info.flags, self._handshake.rest())
+        return None
+
+    def _refuse(self, wanted: ExportWanted, kind: OptionReply, text: str) -> None:
+        log.warning("%s: %s", self._client, text)
+        self._transport.write(self._handshake.refuse(wanted, kind, text))
+
+    def _find(self, name: str) -> Export | None:
+        if not name and len(self._exports) == 1:
+            return next(iter(self._exports.values()))  # the default export
+        return self._exports.get(name)
+
+    async def _more_bytes(self) -> bool:
+        """Wait for bytes from the client; False if none will come."""
+        self._event.clear()
+        if self._gone or self._shutting_down:
+            return False
+        self._transport.resume_reading()
+        await self._wait()
+        if not self._gone:
+            self._transport.pause_reading()
+        return not (self._gone or self._shutting_down)
+
+    async def _drained(self) -> bool:
+        """Wait until the client has read most of what we wrote; False if it never will."""
+        while not self._writable and not self._gone:
+            self._event.clear()
+            await self._wait()
+        return not self._gone
+
+    async def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._event.wait()
+        except TimeoutError:
+            raise ProtocolError("the handshake takes too long") from None
+        self._patience -= loop.time() - began
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self._handshake.feed(data)
+        self._event.set()
+
+    def eof_received(self) -> None:
+        self._gone = True
+        self._event.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self._event.set()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._event.set()
+
+
+def _shown(name: str) -> str:
+    """A peer's name for a message: quoted, control characters escaped, cut to a sane length."""
+    return repr(name if len(name) <= _NAME_SHOWN_MAX else name[:_NAME_SHOWN_MAX] + "...")
+
+
+def export_info(export: Export) -> ExportInfo:
+    """What we say of an export, from one snapshot of it."""
+    geometry = export.info.geometry
+    return ExportInfo(
+        name=export.name,
+        size=geometry.size,
+        flags=_READ_ONLY_FLAGS if export.read_only else _FLAGS,
+        description=f"{export.store.label}, {geometry.object_size} byte objects",
+        block_size=preferred_block_size(geometry),
+    )

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""The server: listens, looks after every connection from first byte to detach, and shuts down.
+
+Shutdown (design: a signal, once): no new connections, handshakes are dropped, requests at work
+are finished, the exports written back and unlocked. A second signal cuts that short. What could
+not be written back is named, and its container stays locked.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import quote
+
+from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
+from swiftnbd.export.export import Client, Export
+from swiftnbd.protocol.requests import ExportShape
+from swiftnbd.server.budget import Budget
+from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.negotiation import Agreed, Negotiation
+from swiftnbd.server.stats import log_stats_forever
+from swiftnbd.server.transmission import Transmission
+
+CONNECTIONS_MAX = 100  # each costs a receive buffer and, at worst, its share of the budget
+BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
+SHUTDOWN_SECONDS_MAX = 90.0  # a store operation may take 60, and unlocking comes after it
+LOST_RANGES_SHOWN_MAX = 10  # in one log line
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """Serves ``exports`` by name, each loaded already."""
+
+    def __init__(self, exports: Mapping[str, Export], config: ServerConfig) -> None:
+        self._exports = exports
+        self._config = config
+        self._budget = Budget(BYTES_AT_WORK_MAX)
+        self._listener: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._negotiations: set[Negotiation] = set()
+        self._transmissions: set[Transmission] = set()
+        self._stopping = asyncio.Event()
+        self._forced = asyncio.Event()
+
+    async def run(self, ready: Callable[[Sequence[str]], None]) -> int:
+        """Serve until SIGTERM or SIGINT; the exit code. ``ready`` gets the URI of each export."""
+        uris = await self.start()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        stats = loop.create_task(log_stats_forever(self._exports.values()))
+        try:
+            ready(uris)
+            await self._stopping.wait()
+        finally:
+            stats.cancel()
+            whole = await self.stop()
+        return 0 if whole else 1
+
+    async def start(self) -> list[str]:
+        """Listen, and return the URI of each export."""
+        host, port = self._config.bind_address, self._config.bind_port
+        loop = asyncio.get_running_loop()
+        try:
+            self._listener = await loop.create_server(
+                lambda: _Accept(self), host, port, backlog=CONNECTIONS_MAX
+            )
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from None
+        address = self._listener.sockets[0].getsockname()
+        log.info("serving on %s port %d", address[0], address[1])
+        return [export_uri(address[0], address[1], name) for name in self._exports]
+
+    async def stop(self) -> bool:
+        """Shut down in order, or at once after a second signal; whether nothing was lost."""
+        log.info("shutting down")
+        loop = asyncio.get_running_loop()
+        orderly = loop.create_task(self._shut_down())
+        forced = loop.create_task(self._forced.wait())
+        done, _ = await asyncio.wait(
+            {orderly, forced}, timeout=SHUTDOWN_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED
+        )
+        forced.cancel()
+        if orderly not in done:
+            log.error("shutdown was cut short")
+            orderly.cancel()
+            await asyncio.gather(orderly, return_exceptions=True)
+        whole = [self._report_loss(export) for export in self._exports.values()]
+        log.info("exiting")
+        return all(whole)
+
+    async def _shut_down(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for negotiation in self._negotiations:
+            negotiation.shut_down()
+        for transmission in self._transmissions:
+            transmission.end()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*(_let_go(export) for export in self._exports.values()))
+
+    def _report_loss(self, export: Export) -> bool:
+        if not export.attached:
+            return True
+        ranges = export.device.dirty_ranges() if export.device else []
+        shown = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:LOST_RANGES_SHOWN_MAX])
+        more = len(ranges) - LOST_RANGES_SHOWN_MAX
+        log.error(
+            "%s: stays locked; bytes not written back: %s%s",
+            export.name,
+            shown or "none",
+            f" and {more} more ranges" if more > 0 else "",
+        )
+        return False
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            self._forced.set()
+        self._stopping.set()
+
+    # Connections
+
+    def accept(self, transport: asyncio.Transport) -> None:
+        """A client connected."""
+        client = client_of(transport.get_extra_info("peername"))
+        if len(self._connections) >= CONNECTIONS_MAX or self._stopping.is_set():
+            log.warning("%s: refused, there are %d connections", client, len(self._connections))
+            transport.abort()
+            return
+        log.debug("%s: connected", client)
+        negotiation = Negotiation(transport, self._exports, client)
+        task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(
+        self, transport: asyncio.Transport, negotiation: Negotiation, client: Client
+    ) -> None:
+        try:
+            agreed = await self._negotiate(negotiation)
+            if agreed is not None:
+                await self._transmit(transport, agreed, client)
+                log.info("%s: disconnected from %s", client, agreed.export.name)
+        except ProtocolError as error:
+            log.info("%s: %s; closing the connection", client, error)
+        except Exception:
+            log.exception("%s: connection failed", client)
+        finally:
+            transport.close()
+
+    async def _negotiate(self, negotiation: Negotiation) -> Agreed | None:
+        self._negotiations.add(negotiation)
+        try:
+            return await negotiation.run()
+        finally:
+            self._negotiations.discard(negotiation)
+
+    async def _transmit(self, transport: asyncio.Transport, agreed: Agreed, client: Client) -> None:
+        export = agreed.export
+        shape = ExportShape(agreed.device.size, agreed.flags)
+        transmission = Transmission(
+            agreed.device, shape, self._budget, export.counters, f"{client} {export.name}"
+        )
+        self._transmissions.add(transmission)
+        try:
+            transmission.start(transport, agreed.received)
+            if self._stopping.is_set():
+                transmission.end()
+            await transmission.wait_ended()
+        finally:
+            self._transmissions.discard(transmission)
+            await export.detach()
+
+
+async def _let_go(export: Export) -> None:
+    try:
+        await export.shut_down()
+    except SwiftnbdError as error:
+        log.error("%s: %s", export.name, error)
+
+
+class _Accept(asyncio.Protocol):
+    """Lasts until the handshake takes the transport over, in the same call."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._server.accept(transport)
+
+
+def client_of(peername: tuple[str, int] | None) -> Client:
+    """Who a TCP peer is: its address, whatever its port and however it is written."""
+    if not peername:  # reset before we looked
+        return Client("unknown", "unknown", 0)
+    host = peername[0].partition("%")[0]
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return Client(str(address), str(address), peername[1])
+
+
+def export_uri(host: str, port: int, name: str) -> str:
+    """The NBD URI of an export; a wildcard address is named by its loopback address."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_unspecified:
+        address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    return f"nbd://{shown}:{port}/{quote(name, safe='')}"

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""The log lines that tell, now and then, what each export has moved and cached."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from swiftnbd.export.export import Export
+
+STATS_SECONDS = 300  # as swiftnbd 0.11
+
+log = logging.getLogger(__name__)
+
+
+async def log_stats_forever(exports: Iterable[Export]) -> None:
+    """Log two INFO lines an export, in 0.11's format, every `STATS_SECONDS`."""
+    while True:
+        await asyncio.sleep(STATS_SECONDS)
+        for export in exports:
+            log_stats(export)
+
+
+def log_stats(export: Export) -> None:
+    """``in`` and ``out`` are bytes from and to clients, in brackets to and from the store."""
+    counters = export.counters
+    log.info(
+        "STATS: %s in=%d (%d), out=%d (%d)",
+        export.name,
+        counters.client_in,
+        counters.store_out,
+        counters.client_out,
+        counters.store_in,
+    )
+    cached = export.device.cached_bytes if export.device else 0
+    log.info(
+        "CACHE: %s size=%d, limit=%d (%.2f%%)",
+        export.name,
+        cached,
+        export.cache_bytes,
+        cached * 100 / export.cache_bytes,
+    )
