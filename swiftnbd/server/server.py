@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 from urllib.parse import quote
 
 from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
@@ -189,8 +190,8 @@ class _Accept(asyncio.Protocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._server.accept(transport)
+        # not isinstance: uvloop's transports do what asyncio.Transport says without being one
+        self._server.accept(cast(asyncio.Transport, transport))
 
 
 def client_of(peername: tuple[str, int] | None) -> Client:
