@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Where log lines go. Modules log to ``logging.getLogger(__name__)`` and never look here."""
+
+import logging
+import re
+from logging.handlers import SysLogHandler, WatchedFileHandler
+from pathlib import Path
+
+from swiftnbd.errors import ConfigError
+
+SYSLOG_SOCKET = "/dev/log"
+
+_LINE = "%(asctime)s: swiftnbd: %(levelname)s: %(message)s"
+_SYSLOG_LINE = "swiftnbd[%(process)d]: %(levelname)s: %(message)s"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+# asyncio reports tasks that failed unseen; without this they would end in /dev/null
+_LOGGERS = ("swiftnbd", "asyncio")
+
+
+class OneLine(logging.Formatter):
+    """Keeps a message on one line: what a peer or a container sends cannot forge another."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().formatMessage(record))
+
+
+class _Plain(OneLine):
+    """``swiftnbd-ctl: message``; the level only where it matters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = super().formatMessage(record)
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        return f"swiftnbd-ctl: {level}{line}"
+
+
+def log_for_server(*, verbose: bool, syslog: bool, log_file: str | None) -> None:
+    """Log to syslog (facility local0), to ``log_file`` or to stderr."""
+    handler: logging.Handler
+    if syslog:
+        handler = _syslog_handler()
+        handler.setFormatter(OneLine(_SYSLOG_LINE))
+    else:
+        handler = _file_handler(log_file) if log_file else logging.StreamHandler()
+        handler.setFormatter(OneLine(_LINE))
+    _install(handler, logging.DEBUG if verbose else logging.INFO)
+
+
+def log_for_ctl(*, verbose: bool) -> None:
+    """Plain sentences on stderr; what is no warning is for ``-v`` only."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
+    _install(handler, logging.DEBUG if verbose else logging.WARNING)
+
+
+def _install(handler: logging.Handler, level: int) -> None:
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+
+
+def _file_handler(path: str) -> logging.Handler:
+    try:
+        return WatchedFileHandler(path, encoding="utf-8")  # follows logrotate
+    except OSError as error:
+        raise ConfigError(f"cannot write log file {path}: {error.strerror}") from None
+
+
+def _syslog_handler() -> logging.Handler:
+    facility = SysLogHandler.LOG_LOCAL0
+    # the handler does not report a missing socket, so look before
+    if Path(SYSLOG_SOCKET).exists():
+        return SysLogHandler(SYSLOG_SOCKET, facility)
+    try:
+        return SysLogHandler(facility=facility)
+    except OSError as error:
+        raise ConfigError(f"cannot reach syslog: {error}") from None
