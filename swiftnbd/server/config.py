@@ -4,9 +4,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swiftnbd.export.layout import DiskInfo
-from swiftnbd.store.base import Store
-
 PORT_DEFAULT = 10809  # IANA's port for NBD
 CACHE_BYTES_DEFAULT = 64 * 1024 * 1024
 
@@ -54,12 +51,3 @@ class ServerConfig:
     bind_address: str = "127.0.0.1"
     bind_port: int = PORT_DEFAULT
     cache_bytes: int = CACHE_BYTES_DEFAULT  # for each export
-
-
-@dataclass(frozen=True, slots=True)
-class OpenExport:
-    """A container that was reached and makes sense: what the server serves."""
-
-    config: ExportConfig
-    store: Store
-    disk: DiskInfo

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""The process around the server: running detached, and the pid file."""
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from swiftnbd.errors import ConfigError, SwiftnbdError
+
+_READY = b"R"
+_PID_BYTES_MAX = 32
+_CLOCK_SLACK_SECONDS = 2.0  # file times and the kernel's ticks disagree by less
+
+
+def run_detached(work: Callable[[Callable[[], None]], int]) -> int:
+    """Run ``work(ready)`` in a child; it detaches from the terminal when it calls ``ready()``.
+
+    Both processes return from here: the parent once the child is ready (0) or has ended
+    (the child's exit code), the child with what ``work`` returns. Until ``ready()`` the child
+    has the terminal, so its errors are seen and Ctrl-C reaches it. Call this before any
+    thread or event loop exists: a fork copies neither.
+    """
+    read_end, write_end = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        os.close(write_end)
+        return _wait_for(child, read_end)
+    os.close(read_end)
+    return work(partial(_detach, write_end))
+
+
+def _wait_for(child: int, read_end: int) -> int:
+    with os.fdopen(read_end, "rb") as pipe:
+        if pipe.read(1) == _READY:
+            return 0
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code  # as a shell names a death by signal
+
+
+def _detach(write_end: int) -> None:
+    try:
+        os.write(write_end, _READY)
+    except BrokenPipeError:
+        # nobody would know of this server, nor expect it
+        raise SwiftnbdError("the process that started this one is gone: giving up") from None
+    finally:
+        os.close(write_end)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+
+
+class PidFile:
+    """A file that holds the pid of the one process that has it locked.
+
+    The lock is what counts, and it dies with its process. A pid in an unlocked file is
+    respected too, unless that process is gone or younger than the file (pids are reused).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).absolute()  # a daemon changes its directory
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._descriptor = self._acquire()
+        except OSError as error:
+            reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise ConfigError(
+                f"cannot use pid file {self.path}: {reason}; choose another with --pid-file"
+            ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Unlink while it is still locked, so that nobody's new file is hit.
+        with suppress(OSError):
+            if self._is_still_at_path(self._descriptor):
+                self.path.unlink()
+        os.close(self._descriptor)
+
+    def _acquire(self) -> int:
+        while True:
+            descriptor = os.open(
+                self.path,
+                os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+                0o644,
+            )
+            try:
+                self._claim(descriptor)
+                if self._is_still_at_path(descriptor):
+                    _write_pid(descriptor)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its owner removed it between our open and our lock
+
+    def _claim(self, descriptor: int) -> None:
+        """Lock the file, or raise because a live process holds it."""
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise ConfigError(
+                f"pid file {self.path} is not an ordinary file; choose another with --pid-file"
+            )
+        pid = _read_pid(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._refusal(pid) from None
+        if pid is not None and _is_alive(pid) and not _is_younger(pid, status.st_mtime):
+            raise self._refusal(pid)
+
+    def _refusal(self, pid: int | None) -> ConfigError:
+        holder = f"process {pid}" if pid else "another process"
+        return ConfigError(
+            f"{holder} is already running and holds pid file {self.path}; "
+            f"stop it, or choose another file with --pid-file"
+        )
+
+    def _is_still_at_path(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.lstat())
+        except FileNotFoundError:
+            return False
+
+
+def _write_pid(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+
+
+def _read_pid(descriptor: int) -> int | None:
+    text = os.pread(descriptor, _PID_BYTES_MAX, 0).strip()
+    return int(text) if text.isdigit() and 0 < int(text) < 1 << 31 else None
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # a number left from before a reboot: it is ours now
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_younger(pid: int, written: float) -> bool:
+    """Whether the process ``pid`` began after the file was written, so is not its writer."""
+    try:
+        # the name, field 2, may hold spaces and brackets; the start time is field 22
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return False
+    process_age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return process_age + _CLOCK_SLACK_SECONDS < time.time() - written
