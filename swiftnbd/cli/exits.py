@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the programs exit with. The one table from errors to exit codes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from swiftnbd.errors import (
@@ -13,6 +13,14 @@ from swiftnbd.errors import (
     StoreUnavailable,
     SwiftnbdError,
 )
+
+
+class SeveralFailed(SwiftnbdError):
+    """Nothing is left to do, for several reasons that have been told already."""
+
+    def __init__(self, message: str, causes: Sequence[SwiftnbdError]) -> None:
+        super().__init__(message)
+        self.causes = causes
 
 
 class Exit(IntEnum):
@@ -53,6 +61,8 @@ Exit codes:
 
 def exit_code(error: SwiftnbdError) -> Exit:
     """The exit code that tells of this error."""
+    if isinstance(error, SeveralFailed):
+        return common_exit_code(error.causes)
     return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
 
 

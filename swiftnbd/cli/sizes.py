@@ -31,20 +31,11 @@ def format_size(size: int) -> str:
     return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
 
 
-class SizeParam(click.ParamType):
-    """A click parameter that takes what `parse_size` takes."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-SIZE = SizeParam()
+def size_option(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A click callback: the option's text as bytes."""
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx=ctx, param=param) from None

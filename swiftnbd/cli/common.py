@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""What the commands of swiftnbd-ctl have in common."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from swiftnbd.cli import run
+from swiftnbd.cli.options import SharedOptions
+from swiftnbd.errors import (
+    ContainerMissing,
+    ExportUnusable,
+    Locked,
+    StoreError,
+    StoreUnavailable,
+    SwiftnbdError,
+)
+from swiftnbd.export.layout import META_PREFIX, DiskInfo, parse_metadata
+from swiftnbd.store.base import ContainerInfo, Store
+
+if TYPE_CHECKING:
+    from swiftnbd.export.lock import Lock
+
+PROGRAM = "swiftnbd-ctl"
+
+# A person waits for the answer: long enough for a Swift to get over a lost object server (10 s),
+# not the full minute the server grants itself.
+STORE_SECONDS_MAX = 15.0
+
+IN_FLIGHT_MAX = 16  # more requests at once only add latency, on every Swift measured
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+
+tell: Tell = partial(run.say, PROGRAM)
+
+
+def on_container(
+    options: SharedOptions, container: str, action: Callable[[Store], Awaitable[T]]
+) -> T:
+    """Open the container's store, run ``action`` on it and close it."""
+    auth = options.auth()
+    export = options.export(auth, container)
+
+    async def work() -> T:
+        from swiftnbd.cli.stores import open_store
+
+        store = open_store(auth, export, seconds=STORE_SECONDS_MAX)
+        try:
+            return await action(store)
+        finally:
+            await store.close()
+
+    return run.run_interruptible(PROGRAM, work)
+
+
+async def read_container(store: Store, name: str) -> ContainerInfo:
+    """What the store knows of the container, which must exist."""
+    info = await store.info()
+    if info is None:
+        raise ContainerMissing(f"{name} doesn't exist")
+    return info
+
+
+def read_disk(info: ContainerInfo, name: str) -> DiskInfo:
+    """`parse_metadata` whose errors name the container."""
+    try:
+        return parse_metadata(info.metadata)
+    except ExportUnusable as error:
+        raise ExportUnusable(f"{name}: {error}") from None
+
+
+def holder_of(info: ContainerInfo) -> str:
+    """The mark of whoever has it locked, even if the rest of the metadata makes no sense."""
+    return info.metadata.get(META_PREFIX + "client", "")
+
+
+def lock_of_this_process(store: Store) -> "Lock":
+    """A lock whose mark two commands on one host never share: the process id is its port."""
+    from swiftnbd.export.lock import Lock, mark_for
+
+    return Lock(store, mark_for(socket.gethostname(), 1 + os.getpid() % 65535))
+
+
+@asynccontextmanager
+async def locked(store: Store, name: str, lock: "Lock | None" = None) -> AsyncIterator[DiskInfo]:
+    """Hold the container's lock; whatever happens inside, try to give it back."""
+    lock = lock or lock_of_this_process(store)
+    disk = await acquire(lock, name)
+    try:
+        yield disk
+    except BaseException:
+        await release_after_failure(lock, name)
+        raise
+    await _release(lock, name)
+
+
+async def acquire(lock: "Lock", name: str) -> DiskInfo:
+    """Take the lock. If that fails half-way or is cancelled, a mark of ours is taken back."""
+    try:
+        return await lock.acquire()
+    except ExportUnusable as error:
+        raise ExportUnusable(f"{name}: {error}") from None
+    except (Locked, ContainerMissing):
+        raise  # no mark of ours is there, or it is kept on purpose
+    except BaseException:
+        await _withdraw(lock, name)
+        raise
+
+
+async def _withdraw(lock: "Lock", name: str) -> None:
+    try:
+        info = await lock.store.info()
+        if info is not None and holder_of(info) == lock.mark:
+            await lock.release()
+    except SwiftnbdError as error:
+        tell(_stays_locked(name, error))
+
+
+async def _release(lock: "Lock", name: str) -> None:
+    try:
+        await lock.release()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(_stays_locked(name, error)) from None
+    except SwiftnbdError as error:
+        raise StoreError(_stays_locked(name, error)) from None
+
+
+async def release_after_failure(lock: "Lock", name: str) -> None:
+    try:
+        await lock.release()
+    except ContainerMissing:
+        pass  # and its lock with it
+    except SwiftnbdError as error:
+        tell(_stays_locked(name, error))
+
+
+def _stays_locked(name: str, error: SwiftnbdError) -> str:
+    return f"{name} may stay locked, run: swiftnbd-ctl unlock {name} ({error})"

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""``swiftnbd-ctl``: work on the containers themselves, without the server."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from swiftnbd.cli import run
+from swiftnbd.cli.common import PROGRAM
+from swiftnbd.cli.ctl_delete import delete_command
+from swiftnbd.cli.ctl_download import download_command
+from swiftnbd.cli.ctl_list import list_command
+from swiftnbd.cli.ctl_lock import lock_command, unlock_command
+from swiftnbd.cli.ctl_setup import setup_command
+from swiftnbd.cli.exits import EPILOG
+from swiftnbd.cli.options import SharedOptions, shared_options
+from swiftnbd.log import log_for_ctl
+
+
+@click.group(
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    commands=[
+        list_command,
+        setup_command,
+        lock_command,
+        unlock_command,
+        download_command,
+        delete_command,
+    ],
+)
+@shared_options
+@click.pass_context
+def ctl(context: click.Context, /, options: SharedOptions) -> None:
+    """Set up, lock, download and delete the containers that swiftnbd-server exports."""
+    log_for_ctl(verbose=options.verbose)
+    context.obj = options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    sys.exit(run.run(ctl, PROGRAM, argv))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""``swiftnbd-ctl delete``: the disk, all its objects and the container."""
+
+import sys
+from contextlib import suppress
+from functools import partial
+
+import click
+
+from swiftnbd.cli.common import (
+    IN_FLIGHT_MAX,
+    Tell,
+    acquire,
+    lock_of_this_process,
+    on_container,
+    read_container,
+    read_disk,
+    release_after_failure,
+    tell,
+)
+from swiftnbd.cli.exits import Exit
+from swiftnbd.cli.options import SharedOptions
+from swiftnbd.cli.sizes import format_size
+from swiftnbd.errors import ContainerNotEmpty, SwiftnbdError
+from swiftnbd.store.base import Store
+
+# A listing may lag behind the deletes; a busy Swift catches up within seconds.
+TRIES_MAX = 6
+RETRY_SECONDS = 0.5  # doubles: 15 s in all
+
+
+@click.command("delete")
+@click.argument("container")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.pass_obj
+def delete_command(options: SharedOptions, *, container: str, yes: bool) -> int:
+    """Delete a container and all objects in it, the disk's and any other."""
+    if not yes and sys.stdin.isatty():
+        summary = on_container(options, container, partial(summarize, name=container))
+        if not click.confirm(f"Delete {summary}?", err=True):
+            tell("nothing was deleted")
+            return Exit.FAILED
+    on_container(options, container, partial(delete, name=container, tell=tell))
+    return Exit.DONE
+
+
+async def summarize(store: Store, *, name: str) -> str:
+    """What would be lost."""
+    info = await read_container(store, name)
+    disk = read_disk(info, name)
+    return (
+        f"{name}, a disk of {format_size(disk.geometry.size)}, "
+        f"with its {info.objects} objects ({format_size(info.bytes_used)})"
+    )
+
+
+async def delete(
+    store: Store, *, name: str, tell: Tell, retry_seconds: float = RETRY_SECONDS
+) -> None:
+    """Lock the container, delete its objects and then itself."""
+    read_disk(await read_container(store, name), name)
+    lock = lock_of_this_process(store)
+    await acquire(lock, name)
+    try:
+        await _delete_objects(store)
+        await _delete_container(store, name, retry_seconds)
+    except BaseException:
+        await release_after_failure(lock, name)
+        raise
+    tell(f"Done, {name} has been deleted")
+
+
+async def _delete_objects(store: Store) -> None:
+    """Delete everything but the canary, which proves until the end that a 404 is an absence."""
+    from swiftnbd.cli.parallel import for_each
+    from swiftnbd.export.lock import CANARY
+
+    async def delete_object(name: str) -> None:
+        await store.delete(name)
+
+    after = ""
+    while page := await store.listing(after=after):
+        names = (row.name for row in page if row.name != CANARY)
+        await for_each(names, delete_object, in_flight=IN_FLIGHT_MAX)
+        after = page[-1].name
+
+
+async def _delete_container(store: Store, name: str, retry_seconds: float) -> None:
+    import asyncio
+
+    from swiftnbd.export.lock import CANARY
+
+    for attempt in range(TRIES_MAX):
+        if attempt:
+            await asyncio.sleep(retry_seconds * 2 ** (attempt - 1))
+            await _delete_objects(store)
+        store.set_canary(None)
+        await store.delete(CANARY)
+        with suppress(ContainerNotEmpty):
+            await store.delete_container()
+            return
+    raise SwiftnbdError(
+        f"{name} is emptied, but the store still lists objects in it: try again in a minute"
+    )

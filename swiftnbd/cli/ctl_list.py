@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""``swiftnbd-ctl list``: all containers and their disks."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+from swiftnbd.cli import run
+from swiftnbd.cli.common import (
+    IN_FLIGHT_MAX,
+    PROGRAM,
+    STORE_SECONDS_MAX,
+    read_container,
+    read_disk,
+    tell,
+)
+from swiftnbd.cli.exits import common_exit_code
+from swiftnbd.cli.options import SharedOptions
+from swiftnbd.cli.sizes import format_size
+from swiftnbd.errors import ConfigError, SwiftnbdError
+from swiftnbd.export.layout import VERSION, DiskInfo
+from swiftnbd.server.config import AuthConfig, ExportConfig
+from swiftnbd.store.base import ContainerInfo, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One container that could be read."""
+
+    name: str
+    info: ContainerInfo
+    disk: DiskInfo
+
+
+@click.command("list")
+@click.option(
+    "-s", "--simple-output", "simple", is_flag=True, help="One plain line per container on stdout."
+)
+@click.pass_obj
+def list_command(options: SharedOptions, *, simple: bool) -> int:
+    """List all containers and their information."""
+    auth = options.auth()
+    exports = options.exports(auth)
+    results = run.run_interruptible(PROGRAM, lambda: _describe_all(auth, exports))
+    rows = [result for result in results if isinstance(result, Row)]
+    failures = [result for result in results if not isinstance(result, Row)]
+    if simple or not sys.stdout.isatty():
+        for row in rows:
+            click.echo(simple_line(row.name, row.disk))
+    elif rows:
+        _print_table(rows)
+    for failure in failures:
+        tell(str(failure))
+    return common_exit_code(failures)
+
+
+async def _describe_all(
+    auth: AuthConfig, exports: Sequence[ExportConfig]
+) -> list[Row | SwiftnbdError]:
+    import asyncio
+
+    from swiftnbd.cli.stores import open_store
+
+    slots = asyncio.Semaphore(IN_FLIGHT_MAX)
+
+    async def describe_one(export: ExportConfig) -> Row | SwiftnbdError:
+        async with slots:
+            store = open_store(auth, export, seconds=STORE_SECONDS_MAX)
+            try:
+                return await describe(store, export.name)
+            except ConfigError:
+                raise
+            except SwiftnbdError as error:
+                return error
+            finally:
+                await store.close()
+
+    return await asyncio.gather(*(describe_one(export) for export in exports))
+
+
+async def describe(store: Store, name: str) -> Row:
+    """Read one container's row."""
+    info = await read_container(store, name)
+    return Row(name, info, read_disk(info, name))
+
+
+def simple_line(name: str, disk: DiskInfo) -> str:
+    """The line of swiftnbd 0.11, which scripts parse."""
+    lock = f"locked by {disk.client}" if disk.client else "unlocked"
+    geometry = f"objects={disk.geometry.objects} size={disk.geometry.object_size}"
+    return f"{name} {geometry} (version={VERSION}, {lock})"
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from swiftnbd.export.lock import describe_holder
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Container")
+    for heading in ("Disk", "Objects", "Object size", "Stored"):
+        table.add_column(heading, justify="right")
+    table.add_column("Lock")
+    for row in rows:
+        geometry = row.disk.geometry
+        cells = (
+            row.name,
+            format_size(geometry.size),
+            str(geometry.objects),
+            format_size(geometry.object_size),
+            format_size(row.info.bytes_used),
+            f"locked by {describe_holder(row.disk.client)}" if row.disk.client else "unlocked",
+        )
+        table.add_row(*(Text(cell) for cell in cells))  # Text: a name is never markup
+    Console().print(table)

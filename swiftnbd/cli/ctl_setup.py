@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""``swiftnbd-ctl setup``: make a container a disk, without ever making bytes unreadable."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import click
+
+from swiftnbd.cli.common import (
+    Tell,
+    holder_of,
+    lock_of_this_process,
+    locked,
+    on_container,
+    read_container,
+    tell,
+)
+from swiftnbd.cli.options import SharedOptions
+from swiftnbd.cli.sizes import format_size, size_option
+from swiftnbd.errors import ExportUnusable, Locked, SwiftnbdError
+from swiftnbd.export.layout import (
+    META_PREFIX,
+    OBJECT_SIZE_DEFAULT,
+    OBJECT_SIZE_UNIT,
+    OBJECTS_MAX,
+    PART_PREFIX,
+    DiskInfo,
+    Geometry,
+    is_set_up,
+    object_index,
+    parse_metadata,
+    setup_metadata,
+)
+from swiftnbd.store.base import OBJECT_BYTES_MAX, ContainerInfo, Listed, Store
+
+# Smaller ones make a request per page of memory; disks of 0.11 that have them are still served.
+OBJECT_SIZE_NEW_MIN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SetupRequest:
+    """What was asked for."""
+
+    geometry: Geometry
+    policy: str | None = None
+    force: bool = False
+    exist_ok: bool = False
+
+
+@click.command("setup")
+@click.argument("container")
+@click.argument("objects", required=False, type=click.IntRange(min=1))
+@click.option(
+    "--object-size",
+    metavar="BYTES",
+    callback=size_option,
+    default=str(OBJECT_SIZE_DEFAULT),
+    show_default=True,
+    help="Bytes of each object, or 64K, 1M...: 4 KiB to 64 MiB, a multiple of 512.",
+)
+@click.option(
+    "--size",
+    metavar="SIZE",
+    callback=size_option,
+    help="Size of the disk, such as 10G, instead of the number of objects.",
+)
+@click.option("--policy", metavar="NAME", help="Storage policy of the container, if it is new.")
+@click.option(
+    "-f", "--force", is_flag=True, help="Set up a container again, or one that holds objects."
+)
+@click.option(
+    "--exist-ok", is_flag=True, help="Succeed if the container is set up like this already."
+)
+@click.pass_obj
+def setup_command(
+    options: SharedOptions,
+    *,
+    container: str,
+    objects: int | None,
+    object_size: int,
+    size: int | None,
+    policy: str | None,
+    force: bool,
+    exist_ok: bool,
+) -> None:
+    """Set up a container to be used by the server, creating it if need be.
+
+    Its disk has OBJECTS objects, or the --size given, rounded up to whole objects.
+    """
+    geometry = geometry_for(objects, size, object_size)
+    if size is not None and geometry.size != size:
+        tell(f"the size is rounded up to whole objects: {geometry.size} bytes")
+    request = SetupRequest(geometry, policy, force, exist_ok)
+    on_container(options, container, partial(setup, name=container, request=request, tell=tell))
+
+
+def geometry_for(objects: int | None, size: int | None, object_size: int) -> Geometry:
+    """The geometry asked for; a usage error if there is none such."""
+    if (objects is None) == (size is None):
+        raise click.UsageError("give either OBJECTS or --size SIZE")
+    if object_size % OBJECT_SIZE_UNIT or not OBJECT_SIZE_UNIT <= object_size <= OBJECT_BYTES_MAX:
+        raise click.UsageError(
+            f"--object-size {object_size} is not a multiple of {OBJECT_SIZE_UNIT} "
+            f"between {OBJECT_SIZE_NEW_MIN} and {OBJECT_BYTES_MAX}"
+        )
+    if objects is None:
+        assert size is not None
+        objects = -(-size // object_size)
+    if objects > OBJECTS_MAX:
+        raise click.UsageError(_too_many_objects(objects, object_size))
+    return Geometry(objects, object_size)
+
+
+def _too_many_objects(objects: int, object_size: int) -> str:
+    least = -(-objects * object_size // OBJECTS_MAX)
+    advice = 1 << (least - 1).bit_length()  # the next power of two
+    if advice > OBJECT_BYTES_MAX:
+        largest = format_size(OBJECTS_MAX * OBJECT_BYTES_MAX)
+        return f"a disk of {format_size(objects * object_size)} is too large, {largest} is the most"
+    return (
+        f"{objects} objects are more than {OBJECTS_MAX}: "
+        f"use a larger --object-size, at least {advice}"
+    )
+
+
+async def setup(store: Store, *, name: str, request: SetupRequest, tell: Tell) -> None:
+    """Create the container or write its metadata. Raises if that could lose data."""
+    geometry = request.geometry
+    info = await store.info()
+    if info is None:
+        _check_new_object_size(geometry)
+        tell(f"{name} doesn't exist, will be created")
+        # No empty values: they would wipe the mark of somebody who was faster than us.
+        metadata = {key: value for key, value in setup_metadata(geometry).items() if value}
+        await store.create_container(metadata, policy=request.policy)
+    else:
+        disk = _parse(info)
+        if request.exist_ok and disk is not None and disk.geometry == geometry:
+            tell(f"{name} is set up like this already, nothing to do")
+            return
+        await _set_up_existing(store, name, info, request, tell)
+    _warn_of_limits(await read_container(store, name), name, geometry, tell)
+    tell(
+        f"Done, {name}: {geometry.objects} objects of {geometry.object_size} bytes, "
+        f"{format_size(geometry.size)}"
+    )
+
+
+def _parse(info: ContainerInfo) -> DiskInfo | None:
+    try:
+        return parse_metadata(info.metadata)
+    except ExportUnusable:
+        return None
+
+
+async def _set_up_existing(
+    store: Store, name: str, info: ContainerInfo, request: SetupRequest, tell: Tell
+) -> None:
+    _refuse_locked(info, name)
+    if request.policy and request.policy.casefold() != info.policy.casefold():
+        raise SwiftnbdError(f"{name} exists with storage policy {info.policy!r}, which is for good")
+    if not request.force:
+        await _refuse_in_use(store, info, name)
+    await _refuse_unreadable(store, info, name, request.geometry)
+    metadata = setup_metadata(request.geometry)
+    if _parse(info) is None:
+        # Without sensible metadata nobody can attach, so there is nobody to lock out.
+        await store.set_metadata(metadata)
+        return
+    lock = lock_of_this_process(store)
+    async with locked(store, name, lock) as disk:
+        kept = {META_PREFIX + "client", META_PREFIX + "last"}  # those belong to the lock
+        await store.set_metadata({k: v for k, v in metadata.items() if k not in kept})
+    if request.geometry.size < disk.geometry.size:
+        tell("the disk is smaller than before: what lies behind its end stays stored, unseen")
+
+
+def _refuse_locked(info: ContainerInfo, name: str) -> None:
+    from swiftnbd.export.lock import describe_holder
+
+    if holder := holder_of(info):
+        raise Locked(
+            f"{name} is in use by {describe_holder(holder)}: not even --force sets it up", holder
+        )
+
+
+async def _refuse_in_use(store: Store, info: ContainerInfo, name: str) -> None:
+    if is_set_up(info.metadata):
+        raise SwiftnbdError(f"{name} has already been setup; to set it up again, use --force")
+    if info.objects or await store.listing(limit=1):  # the count may lag behind
+        raise SwiftnbdError(f"{name} holds objects that are no disk's; to use it, give --force")
+
+
+async def _refuse_unreadable(
+    store: Store, info: ContainerInfo, name: str, geometry: Geometry
+) -> None:
+    """Not even --force changes the object size of a disk with data: nothing could read it."""
+    sizes = await _stored_sizes(store, info)
+    if sizes - {geometry.object_size}:
+        known = ", ".join(str(size) for size in sorted(sizes))
+        raise SwiftnbdError(
+            f"{name} holds a disk in objects of {known} bytes, unreadable with --object-size "
+            f"{geometry.object_size}: use theirs, or download the disk and delete the container"
+        )
+    if not sizes:
+        _check_new_object_size(geometry)
+
+
+async def _stored_sizes(store: Store, info: ContainerInfo) -> set[int]:
+    """Sizes of the disk's objects, as far as one page and the metadata tell."""
+    page: list[Listed] = await store.listing(prefix=PART_PREFIX)
+    parts = [row for row in page if object_index(row.name) is not None]
+    sizes = {row.size for row in parts}
+    disk = _parse(info)
+    if parts and disk is not None:
+        sizes.add(disk.geometry.object_size)
+    return sizes
+
+
+def _check_new_object_size(geometry: Geometry) -> None:
+    if geometry.object_size < OBJECT_SIZE_NEW_MIN:
+        raise click.UsageError(
+            f"--object-size {geometry.object_size} is less than {OBJECT_SIZE_NEW_MIN}"
+        )
+
+
+def _warn_of_limits(info: ContainerInfo, name: str, geometry: Geometry, tell: Tell) -> None:
+    if info.versioned:
+        tell(
+            f"WARNING: {name} keeps old versions of its objects: every block written again takes "
+            f"its space once more"
+        )
+    for key, need, unit in (
+        ("quota-bytes", geometry.size, "bytes"),
+        ("quota-count", geometry.objects, "objects"),
+    ):
+        quota = info.metadata.get(key, "")
+        if quota.isascii() and quota.isdigit() and int(quota) < need:
+            tell(
+                f"WARNING: {name} has a quota of {quota} {unit}, the disk may need {need}: "
+                f"writes will then fail"
+            )

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""How far a long command is: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from swiftnbd.cli.common import Tell
+
+_STEP_PERCENT = 10  # of plain lines: enough to see it live, too few to fill a log
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(title: str, total: int, *, quiet: bool, tell: Tell) -> Iterator[Advance]:
+    """Gives ``advance(bytes)``."""
+    if quiet or total == 0:
+        yield lambda _amount: None
+    elif sys.stderr.isatty():
+        with _bar(title, total) as advance:
+            yield advance
+    else:
+        yield plain_lines(title, total, tell)
+
+
+def plain_lines(title: str, total: int, tell: Tell) -> Advance:
+    """``advance`` that tells every tenth: ``Downloading disk [30%]``."""
+    done = told = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done, told
+        done += amount
+        percent = 100 * done // total
+        if percent >= told + _STEP_PERCENT:
+            told = percent - percent % _STEP_PERCENT
+            tell(f"{title} [{told}%]")
+
+    return advance
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(title), total=total)
+        yield lambda amount: bar.advance(task, amount)

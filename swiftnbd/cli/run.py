@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""From a program's start to its exit code: every failure becomes one sentence on stderr."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import click
+
+from swiftnbd.cli.exits import Exit, exit_code
+from swiftnbd.errors import SwiftnbdError
+
+T = TypeVar("T")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the work it stopped has cleaned up."""
+
+
+def say(program: str, message: str) -> None:
+    """One line for the person at the terminal, apart from what the program puts out."""
+    line = _CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
+    click.echo(f"{program}: {line}", err=True)
+
+
+def run(command: click.Command, program: str, argv: Sequence[str] | None = None) -> int:
+    """Run a click command; the exit code, once anything that went wrong has been said."""
+    try:
+        code = command.main(
+            None if argv is None else list(argv), prog_name=program, standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        say(program, _usage_sentence(error))
+        return Exit.USAGE
+    except (click.Abort, KeyboardInterrupt, Interrupted):
+        say(program, "interrupted")
+        return Exit.INTERRUPTED
+    except SwiftnbdError as error:
+        say(program, str(error))
+        return exit_code(error)
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(program, f"{where}{error.strerror or error}")
+        return Exit.FAILED
+    return int(code or 0)
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.UsageError) and type(error).__name__ == "NoArgsIsHelpError":
+        message = "a command is missing"  # its own message is the whole help text
+    else:
+        message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; try: {context.command_path} --help" if context else message
+
+
+def _reader_is_gone() -> int:
+    """``| head`` took enough. Python would complain of it again at exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Exit.FAILED
+
+
+def run_interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``work()`` in an event loop; SIGINT and SIGTERM cancel it, so that it cleans up."""
+    import asyncio  # neither is needed for --help
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_interruptible(program, work))
+
+
+async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work())
+
+    def interrupt() -> None:
+        if task.cancelling():
+            say(program, "interrupted twice: a container may stay locked (swiftnbd-ctl unlock)")
+            os._exit(Exit.INTERRUPTED)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Interrupted from None

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""The secrets file: which containers there are and who may log in to them.
+
+One section per container, as swiftnbd 0.11 read it: `RawConfigParser` syntax, so ``[DEFAULT]``
+gives values to all sections and ``%`` means nothing. No message ever shows a value: half of
+them are passwords.
+"""
+
+import configparser
+import logging
+import os
+import stat
+from typing import TextIO
+
+from swiftnbd.errors import ConfigError, StoreError
+from swiftnbd.server.config import Credentials, ExportConfig
+from swiftnbd.store.checks import check_container_name
+
+SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
+SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
+
+_KNOWN = frozenset({"username", "password", "read-only", "authurl"})
+_WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
+    "": False,
+    "0": False,
+    "no": False,
+    "false": False,
+    "off": False,
+}
+
+log = logging.getLogger(__name__)
+
+
+def load_secrets(path: str, *, need_login: bool = True) -> tuple[ExportConfig, ...]:
+    """Every container of the file, in its order. ConfigError says what is wrong with it.
+
+    Without ``need_login`` (the directory store) sections need no username and password.
+    """
+    parser, world_readable = _read(path)
+    _report_keys(path, parser)
+    exports = tuple(_export(path, parser[name], need_login) for name in parser.sections())
+    if not exports:
+        raise ConfigError(f"{path} names no container: add a section [CONTAINER]")
+    if world_readable and any("password" in parser[name] for name in parser.sections()):
+        log.warning("%s holds passwords and everybody can read it: chmod 600 %s", path, path)
+    return exports
+
+
+def _read(path: str) -> tuple[configparser.RawConfigParser, bool]:
+    parser = configparser.RawConfigParser()
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            world_readable = bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
+            _parse(path, parser, file)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"secrets file {path} does not exist: create it, or name another with --secrets"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read secrets file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None
+    return parser, world_readable
+
+
+def _parse(path: str, parser: configparser.RawConfigParser, file: TextIO) -> None:
+    """Parse; configparser's own messages quote lines of the file, so none of them is used."""
+    text = file.read(SECRETS_CHARS_MAX + 1)
+    if len(text) > SECRETS_CHARS_MAX:
+        raise ConfigError(f"{path} is too large for a secrets file")
+    try:
+        parser.read_string(text)
+    except configparser.DuplicateSectionError as error:
+        reason = f"line {error.lineno}: section [{error.section}] is there already"
+    except configparser.DuplicateOptionError as error:
+        reason = f"line {error.lineno}: [{error.section}] has {error.option!r} already"
+    except configparser.MissingSectionHeaderError as error:
+        reason = f"line {error.lineno}: no [CONTAINER] line before it"
+    except configparser.ParsingError as error:
+        line = error.errors[0][0] if error.errors else "?"
+        reason = f"line {line} is neither [CONTAINER] nor KEY = VALUE"
+    else:
+        return
+    raise ConfigError(f"{path}, {reason}")
+
+
+def _report_keys(path: str, parser: configparser.RawConfigParser) -> None:
+    defaults = parser.defaults()
+    for section in ("DEFAULT", *parser.sections()):
+        keys = defaults if section == "DEFAULT" else set(parser[section]) - set(defaults)
+        for key in sorted(keys):
+            if key == "authurl":
+                log.warning("%s: authurl of [%s] is deprecated and ignored", path, section)
+            elif key not in _KNOWN:
+                log.warning("%s: unknown key %r of [%s] is ignored", path, key, section)
+
+
+def _export(path: str, section: configparser.SectionProxy, need_login: bool) -> ExportConfig:
+    name = section.name
+    try:
+        check_container_name(name)
+    except StoreError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    credentials = None
+    if need_login:
+        for key in ("username", "password"):
+            if not section.get(key):
+                raise ConfigError(f"{path}: [{name}] has no {key}")
+        credentials = Credentials(section["username"], section["password"])
+    read_only = section.get("read-only", "").lower()
+    if read_only not in _WORDS:
+        # 0.11 took any other word as "no", which is the dangerous way to read a typo
+        raise ConfigError(f"{path}: read-only of [{name}] is neither yes nor no")
+    return ExportConfig(name=name, read_only=_WORDS[read_only], credentials=credentials)
