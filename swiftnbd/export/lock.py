@@ -8,23 +8,27 @@ metadata, so a bare check-then-set lets two racers both win. Hence::
     write     client = our mark
     settle    wait, so that a racer who read before our write has written too
     read back client is not ours    -> Locked: the last writer wins, and sees its own mark
+    create    the canary, if absent -> exists: somebody was sure before us -> Locked
 
-A racer whose own read and write took longer than half the settle delay may have overwritten a
-mark that was already read back, so it gives up and leaves the mark alone: a container that is
-locked for nobody can be unlocked by hand, one with two writers is lost.
+The settle delay sorts out racers of ordinary speed; the canary, one who took so long between
+reading and writing that its mark went over a holder's. That one puts the holder's mark back.
 
-While it is held, `CANARY` exists in the container: its presence is what proves that a 404 on
-another object means absence (see `swiftnbd.store.proven`).
+The canary is an object that exists as long as the container is held, and says by whom. It also
+serves as the object whose presence proves that a 404 on another means absence (see
+`swiftnbd.store.proven`). It goes before the mark does, so one that is found without its mark is
+either a holder's whose mark was overwritten, or was left by a crash and an unlock by 0.11, which
+then has left its mark in ``last``.
 """
 
 import asyncio
 import logging
 import re
+import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from swiftnbd.errors import ContainerMissing, Locked, StoreError
+from swiftnbd.errors import ContainerMissing, Locked, ObjectExists, StoreError
 from swiftnbd.export.layout import META_PREFIX, OWN_PREFIX, DiskInfo, parse_metadata
 from swiftnbd.store.base import Store
 
@@ -59,29 +63,34 @@ class Lock:
     store: Store
     mark: str
     settle_seconds: float = SETTLE_SECONDS_DEFAULT
+    _canary: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        # the token tells apart two holders whose marks happen to be the same
+        self._canary = f"{self.mark} {secrets.token_hex(16)}".encode()
 
     async def acquire(self) -> DiskInfo:
         """Mark the container ours and return its metadata as it was.
 
         Raises `Locked` (who holds it), `ExportUnusable` or `StoreError`.
         """
-        started = time.monotonic()
         info = await self._read()
         if info.client:
             raise self._held_by(info.client)
         await self.store.set_metadata({_CLIENT: self.mark})
-        took = time.monotonic() - started
         await asyncio.sleep(self.settle_seconds)
         holder = (await self._read()).client
         if holder != self.mark:
             raise self._held_by(holder)
-        if self.settle_seconds and took > self.settle_seconds / 2:
-            raise Locked(
-                f"{self.store.label}: locking took {took:.2f} s, too long to be sure that nobody "
-                f"else did it meanwhile; if nobody uses it, run: swiftnbd-ctl unlock",
-                self.mark,
-            )
-        await self._raise_canary()
+        try:
+            await self._raise_canary(info.last)
+        except Locked as error:
+            await self.store.set_metadata({_CLIENT: error.holder})
+            raise
+        except StoreError:
+            await self._undo()
+            raise
+        self.store.set_canary(CANARY)
         return info
 
     async def held(self) -> bool:
@@ -103,13 +112,22 @@ class Lock:
             return
         await self.store.set_metadata({_CLIENT: "", _LAST: self.mark})
 
-    async def _raise_canary(self) -> None:
+    async def _raise_canary(self, last: str) -> None:
         try:
-            await self.store.put(CANARY, self.mark.encode())
-        except StoreError:
-            await self.store.set_metadata({_CLIENT: ""})
-            raise
-        self.store.set_canary(CANARY)
+            await self.store.put(CANARY, self._canary, if_absent=True)
+        except ObjectExists:
+            blob = await self.store.get(CANARY, newest=True)
+            holder = blob.data.decode(errors="replace").partition(" ")[0] if blob else last
+            if holder != last:
+                raise self._held_by(holder) from None
+            await self.store.put(CANARY, self._canary)  # left over from ``last``
+
+    async def _undo(self) -> None:
+        """Take back what a failed `acquire` may have done; what cannot be stays locked."""
+        blob = await self.store.get(CANARY, newest=True)
+        if blob is not None and blob.data == self._canary:
+            await self.store.delete(CANARY)
+        await self.store.set_metadata({_CLIENT: ""})
 
     async def _read(self) -> DiskInfo:
         info = await self.store.info()
@@ -123,5 +141,5 @@ class Lock:
 
 async def break_lock(store: Store, mark: str) -> None:
     """Take away somebody's ``mark``, remembering it as the last holder."""
-    await store.set_metadata({_CLIENT: "", _LAST: mark})
     await store.delete(CANARY)
+    await store.set_metadata({_CLIENT: "", _LAST: mark})
