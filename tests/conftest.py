@@ -2,5 +2,6 @@
 """What every test gets. The fixtures themselves live in `tests.support`."""
 
 pytest_plugins = [
+    "tests.support.fixtures",
     "tests.support.log_watch",
 ]
