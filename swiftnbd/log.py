@@ -58,6 +58,7 @@ def _install(handler: logging.Handler, level: int) -> None:
         logger = logging.getLogger(name)
         for old in logger.handlers[:]:
             logger.removeHandler(old)
+            old.close()
         logger.addHandler(handler)
         logger.setLevel(level)
 

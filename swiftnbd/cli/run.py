@@ -16,6 +16,7 @@ from swiftnbd.errors import SwiftnbdError
 
 T = TypeVar("T")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -76,8 +77,13 @@ def run_interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) 
 
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_interruptible(program, work))
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_interruptible(program, work))
+    finally:
+        for number, handler in before.items():  # uvloop leaves those of the closed loop
+            signal.signal(number, handler)
 
 
 async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -92,7 +98,7 @@ async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]
             os._exit(Exit.INTERRUPTED)
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, interrupt)
     try:
         return await task
