@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+from pathlib import Path
+
+import click
+import pytest
+
+from swiftnbd.cli.options import SharedOptions, shared_options
+from swiftnbd.cli.run import run
+from swiftnbd.errors import ConfigError, ContainerMissing
+from swiftnbd.server.config import AuthConfig, Credentials, ExportConfig, KeystoneConfig
+
+SECTION = "[disk]\nusername = u\npassword = p\n"
+
+
+def options(auth_url: str = "", secrets: str | None = None) -> SharedOptions:
+    return SharedOptions(secrets, auth_url, None, verbose=False)
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> str:
+    path = tmp_path / "secrets.conf"
+    path.write_text(SECTION)
+    path.chmod(0o600)
+    return str(path)
+
+
+def test_flags_become_options() -> None:
+    seen: list[SharedOptions] = []
+    command = click.command(shared_options(lambda options: seen.append(options)))
+    flags = ["--secrets", "S", "-a", "U", "-k", "--keystone-separator", ":", "-v"]
+    flags += ["--keystone-service=t", "--keystone-endpoint=internalURL", "--keystone-region=r"]
+    assert run(command, "prog", flags) == 0
+    assert run(command, "prog", []) == 0
+    assert seen == [
+        SharedOptions("S", "U", KeystoneConfig(":", "t", "internalURL", "r"), verbose=True),
+        SharedOptions(None, "", None, verbose=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "directory"),
+    [("file:/srv/d", "/srv/d"), ("file:///srv/d", "/srv/d"), ("file:/a b%20c", "/a b%20c")],
+)
+def test_file_url_names_a_folder(url: str, directory: str) -> None:
+    assert options(url).auth() == AuthConfig(url, directory=Path(directory))
+
+
+def test_relative_folder_is_made_absolute_for_daemons(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert options("file:d").auth().directory == tmp_path / "d"
+
+
+def test_http_url_is_taken_as_it_is() -> None:
+    assert options("http://h:1/auth/v1.0").auth() == AuthConfig("http://h:1/auth/v1.0")
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("", "no authentication URL: give -a URL"),
+        ("ftp://host", "begins with none of"),
+        ("/srv/disks", "begins with none of"),
+        ("file:", "names no folder"),
+        ("file://host/dir", "names no folder"),
+    ],
+)
+def test_bad_url_is_one_sentence(url: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        options(url).auth()
+
+
+def test_keystone_is_refused_for_now() -> None:
+    keystone = SharedOptions(None, "https://h", KeystoneConfig(), verbose=False)
+    with pytest.raises(ConfigError, match=r"\(-k\) is not supported in this version yet"):
+        keystone.auth()
+
+
+def test_swift_container_must_be_in_the_secrets_file(secrets: str) -> None:
+    auth = AuthConfig("https://h")
+    chosen = options(secrets=secrets)
+    assert chosen.export(auth, "disk") == ExportConfig("disk", False, Credentials("u", "p"))
+    with pytest.raises(ContainerMissing, match=rf"other not found in {secrets}: add a section"):
+        chosen.export(auth, "other")
+
+
+def test_folder_needs_no_secrets_file(tmp_path: Path) -> None:
+    auth = AuthConfig("file:x", directory=tmp_path / "none")
+    assert options().export(auth, "any") == ExportConfig("any")
+    assert options().exports(auth) == ()
+
+
+def test_named_secrets_file_selects_containers_of_a_folder(tmp_path: Path, secrets: str) -> None:
+    Path(secrets).write_text("[disk]\nread-only = 1\n")
+    auth = AuthConfig("file:x", directory=tmp_path)
+    chosen = options(secrets=secrets)
+    assert chosen.exports(auth) == (ExportConfig("disk", read_only=True),)
+    with pytest.raises(ContainerMissing):
+        chosen.export(auth, "other")
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "x" * 257, "\udcff"])
+def test_impossible_container_name_is_wrong_usage(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="container name"):
+        options().export(AuthConfig("file:x", directory=tmp_path), name)
