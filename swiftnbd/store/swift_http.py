@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""HTTP with a Swift account: one session and one token, shared by all containers of a login.
+
+A request here is a single try. aiohttp would quietly send it again after a lost connection; that
+is switched off, because a caller must know that a request may have been done twice.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+import swiftnbd
+from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
+from swiftnbd.store.auth import Auth, Login
+from swiftnbd.store.base import Buffer
+from swiftnbd.store.swift_answers import Answer
+
+CONNECT_SECONDS_MAX = 5.0  # a lost SYN is sent again after 1 and 3 s
+# The slowest good answers: 20 to 30 s, when Swift itself waits for a server that hangs. A try
+# that takes longer is better begun anew on another connection.
+REQUEST_SECONDS_MAX = 30.0
+ERROR_BYTES_MAX = 64 * 1024  # of an error's body; Swift's are below 1 KiB
+SEND_BYTES_MAX = 256 * 1024  # handed to the transport at once, between checks of its high water
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a single request may take."""
+
+    connect_seconds: float = CONNECT_SECONDS_MAX
+    total_seconds: float = REQUEST_SECONDS_MAX
+
+
+class SwiftAccount:
+    """The account that a login gives. Close it after the last of its stores."""
+
+    def __init__(self, auth: Auth, timeouts: Timeouts | None = None) -> None:
+        self._auth = auth
+        self._timeouts = Timeouts() if timeouts is None else timeouts
+        self._session: aiohttp.ClientSession | None = None
+        self._login: Login | None = None
+        self._logging_in: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def request(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        data: Buffer | None = None,
+        body_max: int = ERROR_BYTES_MAX,
+    ) -> Answer:
+        """Send one request for ``path`` (already percent-encoded, below the account).
+
+        A 401 is answered with a login, shared with everybody else who got one, and the request
+        is sent once more. A second 401 is an outage of the authentication behind Swift.
+        ``what`` begins the message of an error.
+        """
+        login = await self._current_login(stale=None)
+        answer = await self._send(what, login, method, path, query, headers, data, body_max)
+        if answer.status == 401:
+            login = await self._current_login(stale=login)
+            answer = await self._send(what, login, method, path, query, headers, data, body_max)
+        if answer.status == 401:
+            raise StoreUnavailable(f"{what}: 401 right after a fresh login")
+        return answer
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._closed = True
+        if self._logging_in is not None:
+            self._logging_in.cancel()
+            await asyncio.wait([self._logging_in])
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _current_login(self, stale: Login | None) -> Login:
+        """The login to use, which is not ``stale``; there is at most one login under way."""
+        while self._login is None or self._login is stale:
+            if self._closed:
+                raise StoreError("the Swift account is closed")
+            if self._logging_in is None:
+                self._logging_in = asyncio.create_task(self._log_in())
+                self._logging_in.add_done_callback(self._logged_in)
+            await asyncio.shield(self._logging_in)
+        return self._login
+
+    async def _log_in(self) -> None:
+        self._login = await self._auth.login()
+        log.debug("logged in, storage at %s", urlsplit(self._login.storage_url).netloc)
+
+    def _logged_in(self, task: asyncio.Task[None]) -> None:
+        self._logging_in = None
+        if not task.cancelled():
+            task.exception()  # seen: those who waited for it get it, and there may be none left
+
+    async def _send(
+        self,
+        what: str,
+        login: Login,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int] | None,
+        headers: Mapping[str, str] | None,
+        data: Buffer | None,
+        body_max: int,
+    ) -> Answer:
+        url = f"{login.storage_url.rstrip('/')}{path}"
+        if query:
+            url += "?" + urlencode(query)
+        options: dict[str, Any] = {} if data is None else {"data": _Body(data)}
+        begin = time.monotonic()
+        try:
+            async with self._open_session().request(
+                method,
+                URL(url, encoded=True),  # encoded: or yarl would quote and normalise once more
+                headers={**(headers or {}), "X-Auth-Token": login.token},
+                allow_redirects=False,
+                **options,
+            ) as response:
+                body = b"" if method == "HEAD" else await _read(what, response, body_max)
+                answer = Answer(response.status, response.reason or "", response.headers, body)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise StoreError(f"{what}: {error.certificate_error}") from None
+        except aiohttp.InvalidURL:
+            raise StoreError(f"{what}: the storage URL of the login makes no sense") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            took = time.monotonic() - begin
+            raise StoreUnavailable(f"{what}: {_reason(error)} after {took:.1f} s") from error
+        log.debug("%s: %d in %.0f ms", what, answer.status, (time.monotonic() - begin) * 1000)
+        return answer
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise StoreError("the Swift account is closed")
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # the engine limits how many at once
+                timeout=aiohttp.ClientTimeout(
+                    total=self._timeouts.total_seconds,
+                    sock_connect=self._timeouts.connect_seconds,
+                ),
+                headers={
+                    "Accept-Encoding": "identity",
+                    "User-Agent": f"swiftnbd/{swiftnbd.__version__}",
+                },
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
+            # There is no public switch. A test sees to it that this one goes on working.
+            self._session._retry_connection = False
+        return self._session
+
+
+class _Body(aiohttp.Payload):
+    """A body in the caller's buffer, sent in parts and without a copy."""
+
+    def __init__(self, data: Buffer) -> None:
+        super().__init__(data, content_type="application/octet-stream")
+        self._view = memoryview(data).cast("B")
+        self._size = len(self._view)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return str(self._view, encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for start in range(0, len(self._view), SEND_BYTES_MAX):
+            await writer.write(self._view[start : start + SEND_BYTES_MAX])
+
+
+async def _read(what: str, response: aiohttp.ClientResponse, body_max: int) -> bytes:
+    """The whole body, if it is not longer than it may be."""
+    if not 200 <= response.status < 300:
+        return await response.content.read(ERROR_BYTES_MAX)
+    length = response.content_length
+    if length is not None and length <= body_max:
+        return await response.read()  # aiohttp takes no byte more, and fails if one is missing
+    parts, size = [], 0
+    while length is None and (part := await response.content.readany()):
+        parts.append(part)
+        size += len(part)
+        if size > body_max:
+            break
+    if length is not None or size > body_max:
+        response.close()  # with the rest of it
+        much = f"at least {size}" if length is None else str(length)
+        raise CorruptObject(f"{what}: a body of {much} bytes, expected at most {body_max}")
+    return b"".join(parts)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the body ended early"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__
