@@ -22,6 +22,7 @@ class Backend(ABC):
     """A place for containers. ``arguments`` select it on both programs' command lines."""
 
     arguments: tuple[str, ...]
+    login: tuple[str, ...] = ()  # the lines of a secrets file that log in
 
     @abstractmethod
     def announce(self, container: str) -> None:
@@ -47,6 +48,11 @@ class Backend(ABC):
         """Make a container with ``swiftnbd-ctl setup``."""
         self.announce(container)
         self.ctl("setup", container, str(objects), "--object-size", str(object_size))
+
+    def write_secrets(self, path: Path, container: str, *lines: str) -> None:
+        """A secrets file for one container, with ``lines`` of its own in the section."""
+        path.touch(mode=0o600)
+        path.write_text("\n".join([f"[{container}]", *self.login, *lines, ""]))
 
     def ctl(self, *arguments: str) -> None:
         """Run ``swiftnbd-ctl`` on this backend; it must succeed."""
@@ -107,6 +113,7 @@ class SwiftBackend(Backend):
 
     def __init__(self, auth_url: str, user: str, key: str, secrets: Path) -> None:
         self.user, self.key = user, key
+        self.login = (f"username = {user}", f"password = {key}")
         self.auth_url = auth_url
         self.secrets = secrets
         self.secrets.touch(mode=0o600)
@@ -115,10 +122,10 @@ class SwiftBackend(Backend):
         self.url, self.token = headers["x-storage-url"], headers["x-auth-token"]
 
     def announce(self, container: str) -> None:
-        section = f"[{container}]\nusername = {self.user}\npassword = {self.key}\n\n"
+        section = f"[{container}]\n"
         if section not in self.secrets.read_text():
             with self.secrets.open("a") as file:
-                file.write(section)
+                file.write(section + "\n".join([*self.login, "\n"]))
 
     def objects(self, container: str) -> dict[str, bytes]:
         """By listing, and a GET of each name: a row whose object is gone is none."""

@@ -126,6 +126,11 @@ class ServerProcess:
             seconds,
         )
 
+    def wait_output(self, seconds: float) -> None:
+        """Wait until it says anything, at most so long."""
+        with self._changed:
+            self._changed.wait(seconds)
+
     def uris(self) -> dict[str, str]:
         """The printed URIs by export name."""
         found = [_URI.search(line) for line in self.stdout.lines]
