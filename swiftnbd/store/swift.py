@@ -194,7 +194,7 @@ class SwiftStore(Store):
             headers["X-Storage-Policy"] = policy
         what = f"{self.label}: PUT"
         answer = await self._account.request(what, "PUT", self._path, headers=headers)
-        if answer.status == 400 and policy is not None:
+        if answer.status == 400 and b"X-Storage-Policy" in answer.body:
             raise StoreError(f"{self.label}: there is no storage policy {policy!r}")
         if answer.status == 409 and policy is not None:
             raise StoreError(f"{self.label} exists with another storage policy than {policy!r}")

@@ -96,7 +96,11 @@ class SwiftAccount:
             if self._logging_in is None:
                 self._logging_in = asyncio.create_task(self._log_in())
                 self._logging_in.add_done_callback(self._logged_in)
-            await asyncio.shield(self._logging_in)
+            under_way = self._logging_in
+            await asyncio.wait([under_way])  # not itself: one who gives up must not cancel it
+            if under_way.cancelled():
+                raise StoreError("the Swift account is closed")
+            under_way.result()
         return self._login
 
     async def _log_in(self) -> None:

@@ -169,10 +169,14 @@ def redirect(log_path: str) -> None:
 
 
 def adapt_swift(spec: SwiftSpec, log_path: str) -> None:
-    """Logs go to a file, not to syslog; the cache is a dictionary; perhaps no fsync."""
+    """Our swift.conf; logs in a file, not in syslog; a dictionary as cache; perhaps no fsync."""
     import swift.common.middleware.memcache as memcache
-    from swift.common import wsgi
+    from swift.common import utils, wsgi
+    from swift.common.storage_policy import reload_storage_policies
     from swift.common.utils import logs
+
+    utils.set_swift_dir(spec.root)
+    reload_storage_policies()
 
     class FileLog(logging.FileHandler):
         createLock = logs.ThreadSafeSysLogHandler.createLock  # noqa: N815

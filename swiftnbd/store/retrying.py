@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""Tries again what failed in passing, until one deadline per operation.
+
+Between tries it waits: exponential back-off with full jitter (a random part of the whole delay, so
+that many operations that failed together do not come back together), or longer if the store asked
+for it. A last try is made shortly before the deadline.
+
+Two things a try can leave behind when its reply is lost:
+
+* ``put(if_absent=True)`` that was done: the next try finds the name taken, by us. If what is there
+  is what we wrote, that is success. So a caller whose claim must be told from everybody else's
+  writes something unique.
+* ``delete`` that was done: the next try finds nothing, and answers False.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from hashlib import md5
+from typing import TypeVar
+
+from swiftnbd.errors import CorruptObject, ObjectExists, StoreError, StoreUnavailable
+from swiftnbd.store.base import (
+    LISTING_LIMIT_MAX,
+    OBJECT_BYTES_MAX,
+    Blob,
+    Buffer,
+    ContainerInfo,
+    Listed,
+    ObjectInfo,
+    Store,
+)
+
+DEADLINE_SECONDS_DEFAULT = 60.0  # half of the 120 s after which a Linux task counts as hung
+TRY_SECONDS_MAX = 35.0  # above what a single request may take, as Proven makes several
+DELAY_SECONDS_FIRST = 0.1  # a restarted object server is back that fast
+DELAY_SECONDS_MAX = 5.0  # still some ten tries in a minute
+LAST_TRY_SECONDS = 2.0  # kept for the last try; a good answer takes much less
+CORRUPT_TRIES_MAX = 4  # each may reach another replica, and most Swifts have three
+TROUBLE_LOG_SECONDS = 10.0  # one line in that time says that the store is in trouble
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """Time and chance, for tests to replace."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    random: Callable[[], float] = random.random
+
+
+@dataclass(slots=True)
+class Effort:
+    """How far an operation has come: which try this is, and how many bodies were corrupt."""
+
+    what: str
+    begin: float
+    end: float
+    tries: int = 0
+    corrupt: int = 0
+    last: bool = False
+
+
+class Retrying(Store):
+    """``store`` with patience: `StoreUnavailable` never leaves it."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS_DEFAULT,
+        try_seconds: float = TRY_SECONDS_MAX,
+        pacing: Pacing | None = None,
+    ) -> None:
+        self.label = store.label
+        self._store = store
+        self._deadline_seconds = deadline_seconds
+        self._try_seconds = try_seconds
+        self._pacing = Pacing() if pacing is None else pacing
+        self._trouble_logged = -TROUBLE_LOG_SECONDS
+
+    async def get(
+        self,
+        name: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        newest: bool = False,
+        size_max: int = OBJECT_BYTES_MAX,
+    ) -> Blob | None:
+        return await self._retry(
+            f"GET {name}",
+            lambda effort: self._store.get(
+                name,
+                start=start,
+                length=length,
+                newest=newest or effort.corrupt > 0,
+                size_max=size_max,
+            ),
+        )
+
+    async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
+        return await self._retry(
+            f"HEAD {name}",
+            lambda effort: self._store.head(name, newest=newest or effort.corrupt > 0),
+        )
+
+    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+        async def attempt(effort: Effort) -> str:
+            try:
+                return await self._store.put(name, data, if_absent=if_absent)
+            except ObjectExists:
+                if effort.tries > 1 and await self._is_ours(name, data):
+                    return md5(data).hexdigest()
+                raise
+
+        return await self._retry(f"PUT {name}", attempt)
+
+    async def delete(self, name: str) -> bool:
+        return await self._retry(f"DELETE {name}", lambda _: self._store.delete(name))
+
+    async def renew(self, name: str, token: str) -> bool:
+        return await self._retry(f"POST {name}", lambda _: self._store.renew(name, token))
+
+    async def listing(
+        self, *, prefix: str = "", after: str = "", before: str = "", limit: int = LISTING_LIMIT_MAX
+    ) -> list[Listed]:
+        return await self._retry(
+            "listing",
+            lambda _: self._store.listing(prefix=prefix, after=after, before=before, limit=limit),
+        )
+
+    async def info(self) -> ContainerInfo | None:
+        return await self._retry("HEAD", lambda _: self._store.info())
+
+    async def set_metadata(self, changes: Mapping[str, str]) -> None:
+        await self._retry("POST", lambda _: self._store.set_metadata(changes))
+
+    async def create_container(
+        self, metadata: Mapping[str, str] | None = None, *, policy: str | None = None
+    ) -> bool:
+        return await self._retry(
+            "PUT", lambda _: self._store.create_container(metadata, policy=policy)
+        )
+
+    async def delete_container(self) -> bool:
+        return await self._retry("DELETE", lambda _: self._store.delete_container())
+
+    def set_canary(self, name: str | None) -> None:
+        self._store.set_canary(name)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _is_ours(self, name: str, data: Buffer) -> bool:
+        info = await self._store.head(name, newest=True)
+        if info is None:
+            raise StoreUnavailable(f"{self.label}: PUT {name}: it exists, and it does not")
+        return info.size == len(data) and info.etag == md5(data).hexdigest()
+
+    async def _retry(self, what: str, attempt: Callable[[Effort], Awaitable[T]]) -> T:
+        begin = self._pacing.clock()
+        effort = Effort(what, begin, begin + self._deadline_seconds)
+        while True:
+            effort.tries += 1
+            try:
+                return await self._try(effort, attempt)
+            except CorruptObject as error:
+                effort.corrupt += 1
+                if effort.corrupt >= CORRUPT_TRIES_MAX or effort.last:
+                    raise
+                failed: StoreError = error
+            except StoreUnavailable as error:
+                failed = error
+            await self._wait(effort, failed)
+
+    async def _try(self, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]) -> T:
+        """One try, which has an end even if the store below forgets its own limits."""
+        left = max(0.0, effort.end - self._pacing.clock())
+        timeout = asyncio.timeout(min(self._try_seconds, left))
+        try:
+            async with timeout:
+                return await attempt(effort)
+        except TimeoutError:
+            raise StoreUnavailable(f"{self.label}: {effort.what}: no answer") from None
+
+    async def _wait(self, effort: Effort, error: StoreError) -> None:
+        """Wait until the next try is due; raise if there is none."""
+        now = self._pacing.clock()
+        left = effort.end - now
+        if effort.last or left <= 0:
+            elapsed = now - effort.begin
+            tries = "try" if effort.tries == 1 else "tries"
+            raise StoreError(
+                f"{error} (gave up after {effort.tries} {tries} in {elapsed:.0f} s)"
+            ) from error
+        delay = self._delay(effort, error)
+        if delay >= left - LAST_TRY_SECONDS:
+            effort.last = True
+            delay = max(0.0, left - LAST_TRY_SECONDS)
+        log.debug("%s; try %d in %.1f s", error, effort.tries + 1, delay)
+        self._say_trouble(now, error)
+        await self._pacing.sleep(delay)
+
+    def _delay(self, effort: Effort, error: StoreError) -> float:
+        exponent = min(effort.tries - 1, 16)  # far beyond the maximum, and no huge numbers
+        delay = min(DELAY_SECONDS_MAX, DELAY_SECONDS_FIRST * (1 << exponent))
+        asked = error.retry_after if isinstance(error, StoreUnavailable) else None
+        return (asked or 0.0) + delay * self._pacing.random()
+
+    def _say_trouble(self, now: float, error: StoreError) -> None:
+        if now - self._trouble_logged >= TROUBLE_LOG_SECONDS:
+            self._trouble_logged = now
+            log.info("%s; trying again for up to %.0f s", error, self._deadline_seconds)
