@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""``python -m benchmarks``: run the parts, print a table, write JSON."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks import attach, cached, copying, memory
+from benchmarks.options import RESULTS_DIRECTORY, Options, parse
+from benchmarks.processes import PACKAGES, version
+from benchmarks.results import Missing, Results
+
+MEASURES = {
+    cached.PART: cached.measure,
+    copying.PART: copying.measure,
+    attach.PART: attach.measure,
+    memory.PART: memory.measure,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Everything that was asked for. What could not be measured is said, not skipped."""
+    options = parse(argv)
+    results = Results()
+    begin = time.time()
+    with tempfile.TemporaryDirectory(prefix="swiftnbd-benchmarks-") as workdir:
+        for part in options.parts:
+            options.say(f"== {part}")
+            try:
+                MEASURES[part](options, results, Path(workdir))
+            except Missing as missing:
+                results.missing.append(f"{part}: {missing}")
+    print(results.table())
+    path = options.json or RESULTS_DIRECTORY / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"machine": _machine(begin), "options": _options(options)} | results.json()
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+    return 0
+
+
+def _options(options: Options) -> dict[str, Any]:
+    return {key: value for key, value in vars(options).items() if key != "json"}
+
+
+def _machine(begin: float) -> dict[str, Any]:
+    packages = ("swiftnbd", "aiohttp", "uvloop", "swift")
+    found = {"python": platform.python_version(), "kernel": platform.release()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    for program in PACKAGES:
+        found[program] = version(program) or "not installed"
+    return found | {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begin)),
+        "seconds": round(time.time() - begin),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    directory = Path(__file__).parent
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""nbdcopy into and out of a real Swift, against the raw rate of that Swift in the same minute.
+
+Each pair has a fresh container for each side. Copying out is from a fresh server process, so that
+nothing is cached. What the wall clock says counts: attaching, locking and all.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.options import KIB, MIB, Options
+from benchmarks.processes import Server, find, timed
+from benchmarks.results import Comparison, Figure, Results, in_pairs, spread
+from benchmarks.swift import Swift, real_swift
+
+PART = "copy"
+CACHE_MIB = 64
+GIB = 1024 * MIB
+
+
+@dataclass
+class _Rows:
+    """Where the values of one object size go."""
+
+    into: Comparison
+    out: Comparison
+    cpu_into: Figure
+    cpu_out: Figure
+
+
+def measure(options: Options, results: Results, workdir: Path) -> None:
+    """All object sizes."""
+    find("nbdcopy")
+    image = workdir / "copy.img"
+    data = options.random_bytes(options.copy_bytes)
+    image.write_bytes(data)
+    with real_swift(workdir) as swift:
+        for object_size in options.object_sizes:
+            _measure_size(swift, image, data, object_size, options, results)
+
+
+def _measure_size(
+    swift: Swift, image: Path, data: bytes, object_size: int, options: Options, results: Results
+) -> None:
+    size = f"{object_size // KIB} KiB objects"
+    rows = _Rows(
+        results.comparison(PART, f"nbdcopy in, {size}", "MB/s", "raw PUT"),
+        results.comparison(PART, f"nbdcopy out, cold, {size}", "MB/s", "raw GET"),
+        results.figure(PART, f"CPU of the server, in, {size}", "s/GiB"),
+        results.figure(PART, f"CPU of the server, out, {size}", "s/GiB"),
+    )
+    for number in range(1, options.copy_pairs + 1):
+        options.say(f"pair {number} of {options.copy_pairs}")
+        _pair(swift, image, data, object_size, rows, options)
+    for row in (rows.into, rows.out):
+        noise = results.figure(PART, f"noise: spread of {row.peer_name}, {size}", "of median")
+        noise.values.append(spread(row.peer))
+
+
+def _pair(
+    swift: Swift, image: Path, data: bytes, object_size: int, rows: _Rows, options: Options
+) -> None:
+    """In, raw PUT, out, raw GET."""
+    megabytes, objects = len(data) / 1e6, len(data) // object_size
+    disk = swift.set_up(len(data), object_size)
+    raw_container = swift.new_name()
+    swift.raw.create(raw_container)
+
+    def copy_in() -> float:
+        with swift.serve(disk, CACHE_MIB) as server:
+            return megabytes / _copy(server, rows.cpu_into, len(data), "--flush", str(image), "@")
+
+    def copy_out() -> float:
+        with swift.serve(disk, CACHE_MIB) as server:
+            return megabytes / _copy(server, rows.cpu_out, len(data), "@", "null:")
+
+    def raw_put() -> float:
+        return megabytes / swift.raw.put_all(raw_container, data, object_size)
+
+    def raw_get() -> float:
+        return megabytes / swift.raw.get_all(raw_container, objects, object_size)
+
+    in_pairs(rows.into, 1, copy_in, raw_put, options.say)
+    in_pairs(rows.out, 1, copy_out, raw_get, options.say)
+    if swift.raw.image(disk, objects) != data:
+        raise RuntimeError(f"{disk} does not hold what was copied into it")
+
+
+def _copy(server: Server, cpu: Figure, length: int, *arguments: str) -> float:
+    """Run nbdcopy, ``@`` standing for the server; the seconds it took."""
+    command = [find("nbdcopy"), *(server.uri if x == "@" else x for x in arguments)]
+    before = server.cpu_seconds()
+    seconds = timed(command)
+    cpu.values.append((server.cpu_seconds() - before) * GIB / length)
+    return seconds
