@@ -140,8 +140,8 @@ class Handshake:
             return
         (flags,) = _CLIENT_FLAGS.unpack_from(self._buffer)
         del self._buffer[: _CLIENT_FLAGS.size]
-        known = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-        if flags & ~known:
+        # int: the complement of an IntFlag has only the bits that have names
+        if flags & ~int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
             raise ProtocolError(f"client flags {flags:#x} are unknown")  # "MUST drop the TCP"
         self._fixed = bool(flags & HandshakeFlag.FIXED_NEWSTYLE)
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)

@@ -84,7 +84,8 @@ def check(request: Request, export: ExportShape) -> None:
         raise ExportError(EINVAL, f"command {request.command} is not supported")
     if TransmissionFlag.SEND_FUA in export.flags:
         allowed |= CommandFlag.FUA
-    if request.flags & ~allowed:
+    # int: the complement of an IntFlag has only the bits that have names
+    if request.flags & ~int(allowed):
         raise ExportError(
             EINVAL, f"flags {request.flags:#x} are not valid for command {request.command}"
         )
