@@ -15,7 +15,6 @@ from swiftnbd.errors import (
     ExportUnusable,
     Locked,
     StoreError,
-    StoreUnavailable,
     SwiftnbdError,
 )
 from swiftnbd.export.layout import META_PREFIX, DiskInfo, parse_metadata
@@ -46,13 +45,10 @@ def on_container(
     export = options.export(auth, container)
 
     async def work() -> T:
-        from swiftnbd.cli.stores import open_store
+        from swiftnbd.cli.stores import Stores
 
-        store = open_store(auth, export, seconds=STORE_SECONDS_MAX)
-        try:
-            return await action(store)
-        finally:
-            await store.close()
+        async with Stores(auth, seconds=STORE_SECONDS_MAX) as stores:
+            return await action(stores.open(export))
 
     return run.run_interruptible(PROGRAM, work)
 
@@ -123,10 +119,8 @@ async def _withdraw(lock: "Lock", name: str) -> None:
 async def _release(lock: "Lock", name: str) -> None:
     try:
         await lock.release()
-    except StoreUnavailable as error:
-        raise StoreUnavailable(_stays_locked(name, error)) from None
     except SwiftnbdError as error:
-        raise StoreError(_stays_locked(name, error)) from None
+        raise StoreError(_stays_locked(name, error)) from error
 
 
 async def release_after_failure(lock: "Lock", name: str) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl delete``: the disk, all its objects and the container."""
 
+import logging
 import sys
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,8 @@ from swiftnbd.store.base import Store
 # A listing may lag behind the deletes; a busy Swift catches up within seconds.
 TRIES_MAX = 6
 RETRY_SECONDS = 0.5  # doubles: 15 s in all
+
+log = logging.getLogger(__name__)
 
 
 @click.command("delete")
@@ -62,6 +65,7 @@ async def delete(
     lock = lock_of_this_process(store)
     await acquire(lock, name)
     try:
+        log.debug("deleting %s", name)
         await _delete_objects(store)
         await _delete_container(store, name, retry_seconds)
     except BaseException:

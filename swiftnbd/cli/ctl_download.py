@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl download``: a container's disk as a raw image file."""
 
+import logging
 from functools import partial
 
 import click
@@ -14,6 +15,8 @@ from swiftnbd.export.layout import DiskInfo, object_name
 from swiftnbd.store.base import Store
 
 BUFFER_BYTES_MAX = 256 * 1024 * 1024  # objects of up to 64 MiB, several at once
+
+log = logging.getLogger(__name__)
 
 
 @click.command("download")
@@ -43,6 +46,7 @@ async def download(store: Store, *, name: str, file: ImageFile, quiet: bool, tel
     from swiftnbd.cli.parallel import in_thread
 
     async with locked(store, name) as disk:
+        log.debug("downloading %s", name)
         size = disk_bytes(disk)
         file.set_size(size)
         with progress(f"Downloading {name}", size, quiet=quiet, tell=tell) as advance:

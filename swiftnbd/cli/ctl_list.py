@@ -19,7 +19,7 @@ from swiftnbd.cli.common import (
 from swiftnbd.cli.exits import common_exit_code
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size
-from swiftnbd.errors import ConfigError, SwiftnbdError
+from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import VERSION, DiskInfo
 from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.base import ContainerInfo, Store
@@ -61,23 +61,19 @@ async def _describe_all(
 ) -> list[Row | SwiftnbdError]:
     import asyncio
 
-    from swiftnbd.cli.stores import open_store
+    from swiftnbd.cli.stores import Stores
 
     slots = asyncio.Semaphore(IN_FLIGHT_MAX)
 
-    async def describe_one(export: ExportConfig) -> Row | SwiftnbdError:
+    async def describe_one(stores: Stores, export: ExportConfig) -> Row | SwiftnbdError:
         async with slots:
-            store = open_store(auth, export, seconds=STORE_SECONDS_MAX)
             try:
-                return await describe(store, export.name)
-            except ConfigError:
-                raise
+                return await describe(stores.open(export), export.name)
             except SwiftnbdError as error:
                 return error
-            finally:
-                await store.close()
 
-    return await asyncio.gather(*(describe_one(export) for export in exports))
+    async with Stores(auth, seconds=STORE_SECONDS_MAX) as stores:
+        return await asyncio.gather(*(describe_one(stores, export) for export in exports))
 
 
 async def describe(store: Store, name: str) -> Row:

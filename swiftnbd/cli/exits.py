@@ -63,7 +63,12 @@ def exit_code(error: SwiftnbdError) -> Exit:
     """The exit code that tells of this error."""
     if isinstance(error, SeveralFailed):
         return common_exit_code(error.causes)
-    return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    # one who gave up or could not clean up raises that "from" what stopped it
+    cause = error.__cause__
+    return exit_code(cause) if isinstance(cause, SwiftnbdError) else Exit.FAILED
 
 
 def common_exit_code(errors: Iterable[SwiftnbdError]) -> Exit:

@@ -102,9 +102,9 @@ class SharedOptions:
             return load_secrets(self.secrets or SECRETS_FILE_DEFAULT)
         if self.secrets is not None:
             return load_secrets(self.secrets, need_login=False)
-        from swiftnbd.cli.stores import containers_under
+        from swiftnbd.store.directory import containers  # late: --help needs none of it
 
-        return tuple(ExportConfig(name) for name in containers_under(auth.directory))
+        return tuple(ExportConfig(name) for name in containers(auth.directory))
 
     def export(self, auth: AuthConfig, container: str) -> ExportConfig:
         """The one container a command names."""

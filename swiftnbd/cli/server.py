@@ -146,7 +146,7 @@ def serve(plan: Plan, detach: Detach) -> int:
 
 
 async def _serve(plan: Plan, detach: Detach) -> int:
-    from swiftnbd.cli.stores import open_store
+    from swiftnbd.cli.stores import Stores
     from swiftnbd.server.server import Server
 
     def ready(uris: Sequence[str]) -> None:
@@ -155,12 +155,9 @@ async def _serve(plan: Plan, detach: Detach) -> int:
         sys.stdout.flush()
         detach()
 
-    exports = await load_exports(plan, lambda export: open_store(plan.auth, export))
-    try:
+    async with Stores(plan.auth) as stores:
+        exports = await load_exports(plan, stores.open)
         return await Server(exports, plan.server).run(ready)
-    finally:
-        for export in exports.values():
-            await export.store.close()
 
 
 async def load_exports(
@@ -180,7 +177,6 @@ async def load_exports(
             try:
                 await export.load()
             except SwiftnbdError as error:
-                await store.close()
                 return error
             return export
 

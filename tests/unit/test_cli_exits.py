@@ -19,6 +19,12 @@ from swiftnbd.errors import (
 )
 
 
+def caused(error: SwiftnbdError, cause: Exception) -> SwiftnbdError:
+    """``raise error from cause``."""
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -32,6 +38,9 @@ from swiftnbd.errors import (
         (ExportUnusable("x"), 4),
         (AccessRefused("x"), 5),
         (StoreUnavailable("x"), 6),
+        (caused(StoreError("gave up"), StoreUnavailable("x")), 6),
+        (caused(StoreError("gave up"), CorruptObject("x")), 1),
+        (caused(StoreError("x"), OSError("y")), 1),
         (SeveralFailed("x", [AccessRefused("x"), AccessRefused("y")]), 5),
         (SeveralFailed("x", [AccessRefused("x"), ContainerMissing("y")]), 1),
     ],
