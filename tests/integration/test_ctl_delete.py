@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from swiftnbd.cli.ctl import ctl
+from swiftnbd.cli.ctl_delete import delete, summarize
+from swiftnbd.cli.ctl_setup import SetupRequest, setup
+from swiftnbd.cli.run import run
+from swiftnbd.errors import (
+    ContainerMissing,
+    ContainerNotEmpty,
+    ExportUnusable,
+    Locked,
+    StoreUnavailable,
+    SwiftnbdError,
+)
+from swiftnbd.export.layout import Geometry, object_name
+from swiftnbd.export.lock import CANARY
+from swiftnbd.store.base import Listed, Store
+from swiftnbd.store.memory import MemoryStore
+from tests.integration.conftest import NAME, OBJECT_SIZE, Told, metadata
+
+
+async def set_up(store: Store, objects: int) -> None:
+    request = SetupRequest(Geometry(30_000, OBJECT_SIZE))
+    await setup(store, name=NAME, request=request, tell=Told())
+    for index in range(objects):
+        await store.put(object_name(index), b"")
+
+
+async def test_container_goes_with_everything_in_it(disk: Store, told: Told) -> None:
+    await disk.put(object_name(3), b"x")
+    await disk.put("swiftnbd/epoch/1", b"x")
+    await disk.put("letters/mum.txt", b"x")
+    await delete(disk, name=NAME, tell=told)
+    assert await disk.info() is None
+    assert told == ["Done, disk has been deleted"]
+
+
+async def test_locked_container_is_not_deleted(disk: Store, told: Told) -> None:
+    await disk.put(object_name(3), b"x")
+    await disk.set_metadata({"swiftnbd-client": "host:7@1700000000"})
+    with pytest.raises(Locked, match="in use by host:7"):
+        await delete(disk, name=NAME, tell=told)
+    assert [row.name for row in await disk.listing()] == [object_name(3)]
+
+
+async def test_what_is_no_disk_is_not_deleted(store: Store, told: Told) -> None:
+    with pytest.raises(ContainerMissing, match="disk doesn't exist"):
+        await delete(store, name=NAME, tell=told)
+    await store.create_container()
+    await store.put("letters/mum.txt", b"x")
+    with pytest.raises(ExportUnusable, match="disk: it is not set up"):
+        await delete(store, name=NAME, tell=told)
+    assert await store.head("letters/mum.txt")
+
+
+async def test_more_than_a_page_of_objects_is_deleted(told: Told) -> None:
+    store = MemoryStore(NAME)
+    await set_up(store, 20_001)
+    await delete(store, name=NAME, tell=told)
+    assert await store.info() is None
+
+
+class Lagging(MemoryStore):
+    """Its listings, and its word on being empty, lag behind by so many attempts."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(NAME)
+        self.attempts = attempts
+        self.deleted: list[str] = []
+
+    async def delete(self, name: str) -> bool:
+        self.deleted.append(name)
+        return await super().delete(name)
+
+    async def listing(self, **options: str) -> list[Listed]:  # type: ignore[override]
+        if not options.get("after") and self.deleted and self.attempts:
+            return [Listed(object_name(0), OBJECT_SIZE)]
+        return await super().listing(**options)  # type: ignore[arg-type]
+
+    async def delete_container(self) -> bool:
+        if self.attempts:
+            self.attempts -= 1
+            raise ContainerNotEmpty("409")
+        return await super().delete_container()
+
+
+async def test_listing_that_lags_behind_is_waited_for(told: Told) -> None:
+    store = Lagging(attempts=3)
+    await set_up(store, 5)
+    await delete(store, name=NAME, tell=told, retry_seconds=0)
+    assert await store.info() is None
+
+
+async def test_listing_that_never_catches_up_is_one_sentence(told: Told) -> None:
+    store = Lagging(attempts=100)
+    await set_up(store, 5)
+    with pytest.raises(SwiftnbdError, match="disk is emptied, but the store still lists objects"):
+        await delete(store, name=NAME, tell=told, retry_seconds=0)
+    assert "client" not in await metadata(store)
+
+
+async def test_canary_lives_until_all_others_are_gone(told: Told) -> None:
+    store = Lagging(attempts=0)
+    await set_up(store, 40)
+    await delete(store, name=NAME, tell=told)
+    assert len(store.deleted) == 41
+    assert store.deleted[-1] == CANARY
+
+
+class Slow(MemoryStore):
+    """Deletes wait until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__(NAME)
+        self.at_work = 0
+        self.busy = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def delete(self, name: str) -> bool:
+        if name != CANARY:
+            self.at_work += 1
+            if self.at_work == 16:
+                self.busy.set()
+            await self.go_on.wait()
+            self.at_work -= 1
+            if self.error:
+                raise self.error
+        return await super().delete(name)
+
+
+async def test_sixteen_objects_are_deleted_at_once(told: Told) -> None:
+    store = Slow()
+    await set_up(store, 100)
+    task = asyncio.create_task(delete(store, name=NAME, tell=told))
+    await store.busy.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert store.at_work == 16
+    store.go_on.set()
+    await task
+
+
+async def test_interrupted_delete_gives_the_lock_back(told: Told) -> None:
+    store = Slow()
+    await set_up(store, 100)
+    task = asyncio.create_task(delete(store, name=NAME, tell=told))
+    await store.busy.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "client" not in await metadata(store)
+
+
+async def test_failed_delete_gives_the_lock_back(told: Told) -> None:
+    store = Slow()
+    store.error = StoreUnavailable("no answer in 15 s")
+    store.go_on.set()
+    await set_up(store, 3)
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        await delete(store, name=NAME, tell=told)
+    assert "client" not in await metadata(store)
+
+
+async def test_summary_says_what_would_be_lost(disk: Store) -> None:
+    await disk.put(object_name(0), bytes(4096))
+    assert await summarize(disk, name=NAME) == (
+        "disk, a disk of 32 KiB, with its 1 objects (4 KiB)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_terminal", "answer", "asked", "code"),
+    [
+        ([], True, True, True, 0),
+        ([], True, False, True, 1),
+        (["--yes"], True, False, False, 0),
+        ([], False, False, False, 0),  # as swiftnbd 0.11, which never asked
+    ],
+)
+def test_question_is_for_terminals(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    is_terminal: bool,
+    answer: bool,
+    asked: bool,
+    code: int,
+) -> None:
+    questions = []
+
+    def confirm(question: str, **_: object) -> bool:
+        questions.append(question)
+        return answer
+
+    monkeypatch.setattr(click, "confirm", confirm)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: is_terminal)
+    place = ["-a", f"file:{tmp_path}"]
+    assert run(ctl, "swiftnbd-ctl", [*place, "setup", NAME, "2"]) == 0
+    assert run(ctl, "swiftnbd-ctl", [*place, "delete", NAME, *flags]) == code
+    assert len(questions) == asked
+    assert (tmp_path / NAME).exists() == (code != 0)
