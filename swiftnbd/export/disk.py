@@ -25,7 +25,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from errno import EIO
 from typing import NamedTuple
 
-from swiftnbd.errors import ExportError, ExportUnusable, SwiftnbdError
+from swiftnbd.errors import ExportError, ExportUnusable, StoreError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.device import Device
@@ -265,20 +265,17 @@ class ObjectDevice(Device):
         next one is waited for.
         """
         while block.stored < generation:
-            if block.upload is None:
+            if block.upload is None or block.upload.done():
                 block.upload = self._spawn(self._upload(block), block)
             try:
-                await asyncio.shield(block.upload)
-            except SwiftnbdError:
+                await self._ended(block.upload)
+            except StoreError:
                 if block.attempted >= generation:
                     raise
 
     async def _upload(self, block: Block) -> None:
-        try:
-            async with self._requests:
-                await self._put(block)
-        finally:
-            block.upload = None
+        async with self._requests:
+            await self._put(block)
 
     async def _put(self, block: Block) -> None:
         name, data = object_name(block.index), block.begin_upload()
@@ -300,11 +297,13 @@ class ObjectDevice(Device):
     async def _know(self, block: Block) -> None:
         """Return when the block's bytes are known; raise why they cannot be."""
         while block.data is None:
-            if block.fetch is None:
+            if block.fetch is None or block.fetch.done():
                 block.fetch = self._spawn(self._fetch(block), block)
-            await asyncio.shield(block.fetch)
+            await self._ended(block.fetch)
 
     async def _fetch(self, block: Block) -> None:
+        if block.data is not None:
+            return  # a write of the whole block came before our first step
         block.move(State.FETCHING)
         try:
             data = await self._get(block.index)
@@ -313,8 +312,6 @@ class ObjectDevice(Device):
                 block.move(State.EMPTY)
                 raise
             return  # a write of the whole block came first; the bytes are no longer needed
-        finally:
-            block.fetch = None
         if block.state is State.FETCHING:
             block.fill(data)
 
@@ -340,14 +337,24 @@ class ObjectDevice(Device):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
 
-        def ended(task: asyncio.Task[None]) -> None:
+        def let_go(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._cache.unpin(block)
             if not task.cancelled():
                 task.exception()  # whoever waits for it sees it; a flush will, if nobody does
 
-        task.add_done_callback(ended)
+        task.add_done_callback(let_go)
         return task
+
+    async def _ended(self, task: asyncio.Task[None]) -> None:
+        """Wait for a task of ours without being able to cancel it, and raise what it raised.
+
+        Its being cancelled must not look like our own request's being cancelled.
+        """
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise ExportError(EIO, f"{self._store.label}: closed before it was done")
+        task.result()
 
     def _parts(self, offset: int, length: int) -> Iterator[Part]:
         """Cut a range at object boundaries."""
