@@ -6,24 +6,31 @@ the order in which they became idle, except that one that was read since is give
 (CLOCK). So a hit costs one flag, and finding a victim does not depend on how much is dirty.
 
 Nothing dirty is ever dropped to make room: who needs room waits until a block becomes idle.
-Nobody waits for room with a block pinned, so this cannot deadlock as long as uploads end.
+Nobody waits for room with a block pinned, so this cannot deadlock as long as uploads end. A
+block whose upload failed is *stuck*: dirty, and nobody stores it. Who needs room and finds one
+has it stored, or fails for the same reason; a client that never flushes would wait for ever.
 """
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from swiftnbd.export.block import Block, State
 
 
 class BlockCache:
-    """At most ``capacity`` blocks. ``blocks`` may be looked at, not changed, from outside."""
+    """At most ``capacity`` blocks. ``blocks`` may be looked at, not changed, from outside.
 
-    def __init__(self, capacity: int) -> None:
+    ``store`` is asked to make a stuck block clean; it pins it meanwhile, and raises if it cannot.
+    """
+
+    def __init__(self, capacity: int, store: Callable[[Block], Awaitable[None]]) -> None:
         assert capacity > 0
         self.capacity = capacity
         self.blocks: dict[int, Block] = {}
+        self._store = store
         self._idle: OrderedDict[int, Block] = OrderedDict()
+        self._stuck: dict[int, Block] = {}
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
@@ -43,7 +50,10 @@ class BlockCache:
                 block = self.blocks[index] = Block(index)
                 waited = False
                 break
-            await self._wait_for_room()
+            if self._stuck:
+                await self._store(next(iter(self._stuck.values())))
+            else:
+                await self._wait_for_room()
             waited = True
         if waited:
             self._wake_one()  # somebody else brought the block in: the room is still free
@@ -55,6 +65,7 @@ class BlockCache:
         assert self.blocks.get(block.index) is block
         block.pins += 1
         self._idle.pop(block.index, None)
+        self._stuck.pop(block.index, None)
 
     def unpin(self, block: Block, *, cold: bool = False) -> None:
         """Let go. ``cold``: nobody is expected to want it, so it is the next to be evicted."""
@@ -71,7 +82,8 @@ class BlockCache:
                 self._idle.move_to_end(block.index, last=False)
                 block.used = False
         else:
-            return  # dirty after a failed upload: it stays until a flush has stored it
+            assert block.state is State.DIRTY  # a fetch and an upload pin theirs
+            self._stuck[block.index] = block
         self._wake_one()
 
     def _evict(self) -> bool:

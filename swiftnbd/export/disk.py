@@ -13,7 +13,7 @@ Each request is cut at object boundaries; each part pins its block, and from the
 
 An upload whose block has become all zeros deletes the object, unless WRITE_ZEROES asked to
 keep its space. A failed upload leaves the block dirty: the write is answered with the error,
-reads go on to see the new bytes, and the next flush tries again.
+reads go on to see the new bytes, and the next flush tries again, or whoever needs its room.
 
 Uploads and fetches belong to the device, not to the request that caused them: a client that
 goes away cannot cut an object's upload short, nor start one later.
@@ -69,7 +69,7 @@ class ObjectDevice(Device):
         self._store = store
         self._object_size = geometry.object_size
         self._zeros = bytes(geometry.object_size)
-        self._cache = BlockCache(cache_bytes // geometry.object_size)
+        self._cache = BlockCache(cache_bytes // geometry.object_size, self._flush_block)
         self._dirty: dict[int, Block] = {}
         self._requests = asyncio.Semaphore(REQUESTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
