@@ -213,7 +213,8 @@ class ObjectDevice(Device):
 
     async def _trim_block(self, index: int) -> None:
         block = self._cache.blocks.get(index)
-        if block is not None and block.data is self._zeros and not block.dirty:
+        kept = block is not None and (block.dirty or block.keep_zeros)
+        if block is not None and block.data is self._zeros and not kept:
             return  # known to be absent
         await self._zero_part(index, 0, self._object_size, keep_zeros=False)
 
