@@ -23,7 +23,8 @@ What is probed, called a canary:
   container and policy to an object server. An object cannot vouch for itself, so for the
   canary's own 404, and while none is set, there is
 * the account and then the container, each with a HEAD;
-* for a 404 of the container itself, the account.
+* for a 404 of the container itself, the account. Proven so, it is `ContainerMissing`, for requests
+  for objects too: never an absence.
 
 A canary that is not found, or a probe that fails, proves nothing: `StoreUnavailable`, and whoever
 retries tries again. (If the canary object was deleted, nothing reads as zeros any more. That is
@@ -246,8 +247,8 @@ class Proven(Store):
 
     async def _probe_container(self) -> None:
         await self._store.head_account()
-        if await self._store.info() is None:
-            raise StoreUnavailable(f"{self.label}: 404, but for the whole container")
+        if await self.info() is None:
+            raise self._container_missing()
 
     async def _probe_canary(self) -> None:
         canary = self._canary

@@ -50,6 +50,7 @@ from swiftnbd.store.swift_answers import (
     content_range,
     failure,
     number,
+    unsatisfied_range,
 )
 from swiftnbd.store.swift_http import SwiftAccount
 
@@ -92,8 +93,8 @@ class SwiftStore(Store):
         if answer.status == 404:
             return None
         if answer.status == 416 and ranged:
-            return await self._get_nothing(name, newest)
-        if answer.status == 206 and ranged:
+            blob = self._beyond(what, answer, start)
+        elif answer.status == 206 and ranged:
             blob = self._part(what, answer, start, length)
         elif answer.status == 200:
             whole = await self._whole(what, answer)
@@ -256,6 +257,14 @@ class SwiftStore(Store):
             )
         return Blob(answer.body, answer.etag)
 
+    def _beyond(self, what: str, answer: Answer, start: int) -> Blob:
+        """A 416: the range begins at or past the end, and the answer says where that is."""
+        total = unsatisfied_range(answer.headers)
+        if total is None or total > start or not answer.etag:
+            said = answer.headers.get("content-range", "(none)")
+            raise CorruptObject(f"{what}: 416 for bytes from {start}, with Content-Range {said}")
+        return Blob(b"", answer.etag)
+
 
 async def _hash(data: Buffer) -> str:
     if len(data) <= HASH_IN_THREAD_BYTES:
@@ -270,6 +279,8 @@ def _metadata_headers(changes: Mapping[str, str]) -> dict[str, str]:
 def _rows(what: str, body: bytes) -> list[Listed]:
     try:
         rows = json.loads(body)
+        if not isinstance(rows, list):
+            raise ValueError(rows)  # not an empty page: that would be the end of the listing
         return [Listed(str(row["name"]), int(row["bytes"])) for row in rows if "name" in row]
     except (ValueError, TypeError, KeyError):
         raise CorruptObject(f"{what}: the answer is not a listing in JSON") from None

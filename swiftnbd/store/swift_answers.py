@@ -32,6 +32,7 @@ _PASSING = frozenset({404, 408, 409, 425, 429, 498, 499})
 _FULL = frozenset({413, 507})
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,19})")
 _ETAG = re.compile(r'"?([0-9a-f]{32})"?', re.IGNORECASE)
 
 
@@ -87,6 +88,12 @@ def content_range(headers: Mapping[str, str]) -> tuple[int, int, int] | None:
         return None
     first, last, total = map(int, match.groups())
     return (first, last + 1, total) if first <= last < total else None
+
+
+def unsatisfied_range(headers: Mapping[str, str]) -> int | None:
+    """The total of a 416's Content-Range, or None if it makes no sense."""
+    match = _UNSATISFIED.fullmatch(headers.get("content-range", "").strip())
+    return int(match[1]) if match else None
 
 
 def number(headers: Mapping[str, str], name: str) -> int | None:

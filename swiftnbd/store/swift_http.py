@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -104,8 +104,15 @@ class SwiftAccount:
         return self._login
 
     async def _log_in(self) -> None:
-        self._login = await self._auth.login()
-        log.debug("logged in, storage at %s", urlsplit(self._login.storage_url).netloc)
+        login = await self._auth.login()
+        try:
+            url = URL(login.storage_url)
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("http", "https") or not url.host:
+            raise StoreError(f"the login gave a storage URL that is none: {login.storage_url}")
+        self._login = login
+        log.debug("logged in, storage at %s", url.host)
 
     def _logged_in(self, task: asyncio.Task[None]) -> None:
         self._logging_in = None
@@ -140,8 +147,6 @@ class SwiftAccount:
                 answer = Answer(response.status, response.reason or "", response.headers, body)
         except aiohttp.ClientConnectorCertificateError as error:
             raise StoreError(f"{what}: {error.certificate_error}") from None
-        except aiohttp.InvalidURL:
-            raise StoreError(f"{what}: the storage URL of the login makes no sense") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             took = time.monotonic() - begin
             raise StoreUnavailable(f"{what}: {_reason(error)} after {took:.1f} s") from error

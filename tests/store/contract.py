@@ -29,7 +29,8 @@ ODD_NAMES = [
     "a//b",
     "per%cent/%41",
     "question?mark#hash",
-    "..",
+    "up/..",
+    ".hidden",
     "../up",
     "./here",
     "a/../b",
@@ -37,12 +38,29 @@ ODD_NAMES = [
     ".tmp/x",
     "trailing/",
     "/leading",
+    "..a/x",
     "ünïcödé/日本",
     "plus+and&amp;",
     "quote'\"`",
     "back\\slash",
     "semi;colon:at@star*",
     "n" * 250,
+]
+RANGES = [
+    (0, 1),
+    (0, 2048),
+    (0, 5000),
+    (1, 1),
+    (1000, 24),
+    (2047, 1),
+    (2047, 100),
+    (2048, 1),
+    (2048, None),
+    (9999, 10),
+    (9999, None),
+    (100, None),
+    (0, 0),
+    (7, 0),
 ]
 TEXTS = [
     "1",
@@ -95,33 +113,14 @@ class StoreContract:
         assert await store.get(NAME, start=5, length=7) is None
         assert await store.get("no/such/folder") is None
 
-    @pytest.mark.parametrize(
-        ("start", "length"),
-        [
-            (0, 1),
-            (0, 2048),
-            (0, 5000),
-            (1, 1),
-            (1000, 24),
-            (2047, 1),
-            (2047, 100),
-            (2048, 1),
-            (2048, None),
-            (9999, 10),
-            (9999, None),
-            (100, None),
-            (0, 0),
-            (7, 0),
-        ],
-    )
     async def test_get_of_a_range_gives_those_bytes_and_the_whole_etag(
-        self, store: Store, back: BackDoor, start: int, length: int | None
+        self, store: Store, back: BackDoor
     ) -> None:
         await back.write(NAME, DATA)
-        end = None if length is None else start + length
-        assert await store.get(NAME, start=start, length=length) == Blob(
-            DATA[start:end], etag_of(DATA)
-        )
+        for start, length in RANGES:
+            end = None if length is None else start + length
+            expected = Blob(DATA[start:end], etag_of(DATA))
+            assert await store.get(NAME, start=start, length=length) == expected, (start, length)
 
     async def test_get_sees_an_overwrite_of_the_same_length(
         self, store: Store, back: BackDoor
@@ -198,22 +197,23 @@ class StoreContract:
         await store.put(NAME, b"again", if_absent=True)
         assert await back.read(NAME) == b"again"
 
-    @pytest.mark.parametrize("name", ODD_NAMES)
-    async def test_any_name_works(self, store: Store, back: BackDoor, name: str) -> None:
-        await store.put(name, name.encode())
-        assert await back.read(name) == name.encode()
-        assert [row.name for row in await store.listing()] == [name]
-        assert await store.get(name) == Blob(name.encode(), etag_of(name.encode()))
-        assert await store.renew(name, "t") is True
-        assert await store.delete(name) is True
+    async def test_any_name_works(self, store: Store, back: BackDoor) -> None:
+        for name in ODD_NAMES:  # a loop, as a container of a real Swift for each takes long
+            await store.put(name, name.encode())
+            assert await back.read(name) == name.encode(), name
+        assert [row.name for row in await store.listing()] == sorted(ODD_NAMES)
+        for name in ODD_NAMES:
+            assert await store.get(name) == Blob(name.encode(), etag_of(name.encode())), name
+            assert await store.renew(name, "t") is True, name
+            assert await store.delete(name) is True, name
         assert await back.names() == []
 
-    @pytest.mark.parametrize("name", ["", "x" * 1025, "a\nb", "nul\0", "\ud800"])
-    async def test_impossible_names_are_refused(self, store: Store, name: str) -> None:
-        with pytest.raises(StoreError, match="object name"):
-            await store.put(name, b"x")
-        with pytest.raises(StoreError, match="object name"):
-            await store.get(name)
+    async def test_impossible_names_are_refused(self, fresh: Store) -> None:
+        for name in ("", "x" * 1025, "a\nb", "nul\0", "\ud800"):
+            with pytest.raises(StoreError, match="object name"):
+                await fresh.put(name, b"x")
+            with pytest.raises(StoreError, match="object name"):
+                await fresh.get(name)
 
     # delete
 
@@ -252,11 +252,10 @@ class StoreContract:
         await store.put(NAME, DATA)
         assert await store.head(NAME) == ObjectInfo(2048, etag_of(DATA))
 
-    @pytest.mark.parametrize("token", ["", "ü", "two words", "x" * 257, "line\n"])
-    async def test_token_must_be_visible_ascii(self, store: Store, token: str) -> None:
-        await store.put(NAME, DATA)
-        with pytest.raises(StoreError, match="token"):
-            await store.renew(NAME, token)
+    async def test_token_must_be_visible_ascii(self, fresh: Store) -> None:
+        for token in ("", "ü", "two words", "x" * 257, "line\n"):
+            with pytest.raises(StoreError, match="token"):
+                await fresh.renew(NAME, token)
 
     # listing
 
@@ -303,12 +302,12 @@ class StoreContract:
         assert dict(info.metadata) == expected
         assert await back.metadata() == expected
 
-    @pytest.mark.parametrize("text", TEXTS)
-    async def test_metadata_values_come_back_as_sent(self, store: Store, text: str) -> None:
-        await store.set_metadata({"key": text})
-        info = await store.info()
-        assert info is not None
-        assert dict(info.metadata) == {"key": text}
+    async def test_metadata_values_come_back_as_sent(self, store: Store) -> None:
+        for text in TEXTS:
+            await store.set_metadata({"key": text})
+            info = await store.info()
+            assert info is not None
+            assert dict(info.metadata) == {"key": text}
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -324,12 +323,12 @@ class StoreContract:
         ],
     )
     async def test_metadata_that_would_not_survive_is_refused(
-        self, store: Store, key: str, value: str
+        self, fresh: Store, key: str, value: str
     ) -> None:
         with pytest.raises(StoreError, match="metadata"):
-            await store.set_metadata({key: value})
+            await fresh.set_metadata({key: value})
         with pytest.raises(StoreError, match="metadata"):
-            await store.create_container({key: value})
+            await fresh.create_container({key: value})
 
     async def test_create_container_twice_sets_metadata(self, store: Store, back: BackDoor) -> None:
         assert await store.create_container({"one": "1"}) is False
@@ -365,17 +364,22 @@ class StoreContract:
         assert info is not None
         assert (info.objects, info.bytes_used) == (2, 8)
 
+    @pytest.fixture
+    def impatient(self, fresh: Store) -> Store:
+        """As `fresh`, but one that gives up soon."""
+        return fresh
+
     async def test_without_a_container_nothing_is_there_and_nothing_is_made(
-        self, fresh: Store
+        self, fresh: Store, impatient: Store
     ) -> None:
         with pytest.raises(ContainerMissing):
             await fresh.listing()
         with pytest.raises(ContainerMissing):
             await fresh.set_metadata({"key": "value"})
         with pytest.raises(StoreError):
-            await fresh.put(NAME, b"x")
+            await impatient.put(NAME, b"x")
         for read in (fresh.get(NAME), fresh.head(NAME)):
-            with pytest.raises(StoreError):  # never None: that would be zeros
+            with pytest.raises(ContainerMissing):  # never None: that would be zeros
                 await read
         assert await fresh.info() is None
 

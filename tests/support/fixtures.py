@@ -12,14 +12,14 @@ from tests.support.swift_aio import RealSwift
 @pytest.fixture(scope="session")
 def real_swift() -> Iterator[RealSwift]:
     """A healthy Swift shared by all tests: hurt one of your own (`own_swift`) instead."""
-    with RealSwift() as swift:
+    with RealSwift(fsync=False) as swift:  # nobody pulls the plug here, and it is much faster
         yield swift
 
 
 @pytest.fixture
 def own_swift() -> Iterator[RealSwift]:
     """A Swift for this test alone, to kill and stop servers of."""
-    with RealSwift() as swift:
+    with RealSwift(fsync=False) as swift:
         yield swift
 
 

@@ -266,7 +266,7 @@ def main() -> None:
             obey(helper, json.loads(line))
     finally:
         for role in ROLES:
-            helper.end(role, signal.SIGTERM)
+            helper.end(role, signal.SIGKILL)  # the data is thrown away
 
 
 if __name__ == "__main__":
