@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl``: work on the containers themselves, without the server."""
 
-import sys
 from collections.abc import Sequence
 
 import click
@@ -40,4 +39,4 @@ def ctl(context: click.Context, /, options: SharedOptions) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    sys.exit(run.run(ctl, PROGRAM, argv))
+    run.leave(run.run(ctl, PROGRAM, argv))

@@ -19,7 +19,7 @@ from swiftnbd.cli.common import (
 from swiftnbd.cli.exits import common_exit_code
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size
-from swiftnbd.errors import SwiftnbdError
+from swiftnbd.errors import AccessRefused, SwiftnbdError
 from swiftnbd.export.layout import VERSION, DiskInfo
 from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.base import ContainerInfo, Store
@@ -69,6 +69,8 @@ async def _describe_all(
         async with slots:
             try:
                 return await describe(stores.open(export), export.name)
+            except AccessRefused as error:
+                return AccessRefused(f"{export.name}: {error}")  # a login names no container
             except SwiftnbdError as error:
                 return error
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -55,6 +55,15 @@ def run(command: click.Command, program: str, argv: Sequence[str] | None = None)
     return int(code or 0)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; after an interrupt without waiting for any thread."""
+    if code == Exit.INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _usage_sentence(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.UsageError) and type(error).__name__ == "NoArgsIsHelpError":
@@ -88,6 +97,7 @@ def run_interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) 
 
 async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     loop = asyncio.get_running_loop()
     task = loop.create_task(work())
@@ -103,4 +113,7 @@ async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]
     try:
         return await task
     except asyncio.CancelledError:
+        # Closing the loop would wait for the threads of this one; what they do, a login that
+        # takes its time, no longer matters.
+        loop.set_default_executor(ThreadPoolExecutor())
         raise Interrupted from None

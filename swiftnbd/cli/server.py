@@ -137,12 +137,8 @@ def server(
 def serve(plan: Plan, detach: Detach) -> int:
     """Hold the pid file and run the server to its end; the exit code."""
     with PidFile(plan.pid_file):
-        import asyncio
-
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(plan, detach))
+        # Until the server handles signals itself, they end its start in order.
+        return run.run_interruptible(PROGRAM, lambda: _serve(plan, detach))
 
 
 async def _serve(plan: Plan, detach: Detach) -> int:
@@ -196,4 +192,4 @@ async def load_exports(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    sys.exit(run.run(server, PROGRAM, argv))
+    run.leave(run.run(server, PROGRAM, argv))

@@ -4,6 +4,7 @@
 import errno
 import fcntl
 import os
+import signal
 import stat
 import sys
 import time
@@ -41,6 +42,7 @@ def run_detached(work: Callable[[Callable[[], None]], int]) -> int:
 
 
 def _wait_for(child: int, read_end: int) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it too, and will end or not
     with os.fdopen(read_end, "rb") as pipe:
         if pipe.read(1) == _READY:
             return 0
@@ -164,17 +166,25 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    # what has ended but was not waited for is not alive, as in containers without an init
+    return _stat_fields(pid)[:1] not in (["Z"], ["X"])
 
 
 def _is_younger(pid: int, written: float) -> bool:
     """Whether the process ``pid`` began after the file was written, so is not its writer."""
     try:
-        # the name, field 2, may hold spaces and brackets; the start time is field 22
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
+        started = int(_stat_fields(pid)[19]) / os.sysconf("SC_CLK_TCK")
+    except (IndexError, ValueError):
         return False
     process_age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
     return process_age + _CLOCK_SLACK_SECONDS < time.time() - written
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field on: state, ..., start time. Empty if unknown."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()  # the name before may hold spaces and brackets
