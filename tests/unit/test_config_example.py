@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+import shutil
+from pathlib import Path
+
+from swiftnbd.cli.secrets import load_secrets
+from swiftnbd.server.config import Credentials, ExportConfig
+
+EXAMPLE = Path(__file__).parents[2] / "secrets.conf.example"
+
+
+def test_example_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.conf"
+    shutil.copyfile(EXAMPLE, path)
+    path.chmod(0o600)
+    login = Credentials("account:user", "secret")
+    assert load_secrets(str(path)) == (ExportConfig("container_name", False, login),)
+    uncommented = "\n".join(
+        line.removeprefix("#") if line[1:2].isalpha() or line[1:2] == "[" else line
+        for line in EXAMPLE.read_text().splitlines()
+    )
+    path.write_text(uncommented)
+    assert load_secrets(str(path)) == (ExportConfig("container_name", True, login),)
