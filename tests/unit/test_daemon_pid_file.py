@@ -66,6 +66,16 @@ def test_file_of_a_dead_process_is_replaced(path: Path) -> None:
         assert path.read_text() == f"{os.getpid()}\n"
 
 
+def test_file_of_a_process_that_nobody_waited_for_is_replaced(path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        path.write_text(f"{process.pid}\n")
+        with PidFile(str(path)):
+            assert path.read_text() == f"{os.getpid()}\n"
+
+
 def test_file_of_a_live_process_is_refused_and_kept(
     path: Path, other: subprocess.Popen[bytes]
 ) -> None:

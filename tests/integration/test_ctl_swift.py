@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""The commands of swiftnbd-ctl on a real Swift, run in this process."""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from swiftnbd.cli import common
+from swiftnbd.cli.ctl import ctl
+from swiftnbd.cli.run import run
+from tests.support.backends import SwiftBackend
+from tests.support.swift_aio import KEY, SECOND_POLICY, USER, RealSwift
+
+OBJECT_SIZE = 4096
+
+
+class Ctl:
+    """swiftnbd-ctl with one container in its secrets file."""
+
+    def __init__(
+        self, swift: RealSwift, folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.backend = SwiftBackend(swift.auth_url, USER, KEY, folder / "secrets.conf")
+        self.backend.announce(name)
+        self.name = name
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, url: str | None = None) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        where = ["-a", url or self.backend.auth_url, "--secrets", str(self.backend.secrets)]
+        code = run(ctl, "swiftnbd-ctl", [*where, *arguments])
+        return code, *self._capsys.readouterr()
+
+    def setup(self, objects: int) -> None:
+        assert self("setup", self.name, str(objects), "--object-size", str(OBJECT_SIZE))[0] == 0
+
+
+@pytest.fixture
+def swift_ctl(
+    real_swift: RealSwift,
+    tmp_path: Path,
+    container_name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> Ctl:
+    return Ctl(real_swift, tmp_path, container_name, capsys)
+
+
+def test_life_of_a_container(swift_ctl: Ctl, tmp_path: Path) -> None:
+    name, image = swift_ctl.name, tmp_path / "image"
+    swift_ctl.setup(40)
+    assert swift_ctl.backend.metadata(name) == {
+        "version": "1",
+        "objects": "40",
+        "object-size": str(OBJECT_SIZE),
+    }
+    block = os.urandom(OBJECT_SIZE)
+    swift_ctl.backend.put(name, "disk.part/00000007", block)
+
+    assert swift_ctl("lock", name)[0] == 0
+    code, out, _ = swift_ctl("list", "-s")
+    mark = swift_ctl.backend.metadata(name)["client"]
+    assert mark.startswith(f"{socket.gethostname()}:0@")
+    assert (code, out) == (0, f"{name} objects=40 size=4096 (version=1, locked by {mark})\n")
+    for command in (["lock", name], ["download", name, str(image)], ["delete", name]):
+        assert swift_ctl(*command)[0] == 3
+    assert swift_ctl("unlock", name)[0] == 0
+    assert swift_ctl.backend.metadata(name)["last"] == mark
+
+    assert swift_ctl("download", "-q", name, str(image))[0] == 0
+    assert image.read_bytes() == bytes(7 * OBJECT_SIZE) + block + bytes(32 * OBJECT_SIZE)
+    assert [*swift_ctl.backend.objects(name)] == ["disk.part/00000007"]
+    assert "client" not in swift_ctl.backend.metadata(name)
+
+    assert swift_ctl("delete", name)[0] == 0
+    assert swift_ctl("list", "-s") == (4, "", f"swiftnbd-ctl: {name} doesn't exist\n")
+
+
+def test_policy_is_chosen_once(swift_ctl: Ctl) -> None:
+    name = swift_ctl.name
+    code, _, errors = swift_ctl("setup", name, "4", "--policy", "nonesuch")
+    assert code == 1
+    assert "there is no storage policy 'nonesuch'" in errors
+    assert swift_ctl("setup", name, "4", "--policy", SECOND_POLICY)[0] == 0
+    assert swift_ctl("setup", name, "4", "--policy", SECOND_POLICY.lower(), "-f")[0] == 0
+    code, _, errors = swift_ctl("setup", name, "4", "--policy", "other", "-f")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert f"exists with storage policy '{SECOND_POLICY}'" in errors
+
+
+def test_many_objects_are_deleted(swift_ctl: Ctl) -> None:
+    swift_ctl.setup(400)
+    for index in range(100):
+        swift_ctl.backend.put(swift_ctl.name, f"disk.part/{index:08d}", b"x")
+    assert swift_ctl("delete", swift_ctl.name)[0] == 0
+    assert swift_ctl("list")[0] == 4
+
+
+def test_wrong_password_is_one_sentence(swift_ctl: Ctl) -> None:
+    swift_ctl.setup(4)
+    text = swift_ctl.backend.secrets.read_text()
+    swift_ctl.backend.secrets.write_text(text.replace(KEY, "wr0ng"))
+    for command in (["lock", swift_ctl.name], ["list"]):
+        code, _, errors = swift_ctl(*command)
+        assert (code, errors.count("\n")) == (5, 1)
+        assert "was refused (401): wrong user or key" in errors
+        assert "wr0ng" not in errors
+
+
+def test_swift_that_is_down_is_one_sentence(
+    swift_ctl: Ctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "STORE_SECONDS_MAX", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/auth/v1.0"
+    code, _, errors = swift_ctl("unlock", swift_ctl.name, url=url)
+    assert (code, errors.count("\n")) == (6, 1)
+    assert "gave up after" in errors
+
+
+def test_interrupt_does_not_wait_for_a_login_that_hangs(swift_ctl: Ctl) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def interrupt_when_asked() -> None:
+            connection, _ = silent.accept()
+            connection.recv(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            hung.append(connection)
+
+        hung: list[socket.socket] = []
+        thread = threading.Thread(target=interrupt_when_asked)
+        thread.start()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/auth/v1.0"
+        code, _, errors = swift_ctl("unlock", swift_ctl.name, url=url)
+        thread.join()
+        for connection in hung:
+            connection.close()
+    assert (code, errors) == (130, "swiftnbd-ctl: interrupted\n")
