@@ -5,12 +5,15 @@ Each pair has a fresh container for each side. Copying out is from a fresh serve
 nothing is cached. What the wall clock says counts: attaching, locking and all.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.options import KIB, MIB, Options
 from benchmarks.processes import Server, find, timed
-from benchmarks.results import Comparison, Figure, Results, in_pairs, spread
+from benchmarks.results import Comparison, Results, in_pairs, spread
 from benchmarks.swift import Swift, real_swift
 
 PART = "copy"
@@ -24,8 +27,8 @@ class _Rows:
 
     into: Comparison
     out: Comparison
-    cpu_into: Figure
-    cpu_out: Figure
+    cpu_into: Comparison
+    cpu_out: Comparison
 
 
 def measure(options: Options, results: Results, workdir: Path) -> None:
@@ -46,8 +49,8 @@ def _measure_size(
     rows = _Rows(
         results.comparison(PART, f"nbdcopy in, {size}", "MB/s", "raw PUT"),
         results.comparison(PART, f"nbdcopy out, cold, {size}", "MB/s", "raw GET"),
-        results.figure(PART, f"CPU of the server, in, {size}", "s/GiB"),
-        results.figure(PART, f"CPU of the server, out, {size}", "s/GiB"),
+        results.comparison(PART, f"CPU of the server, in, {size}", "s/GiB", "raw client"),
+        results.comparison(PART, f"CPU of the server, out, {size}", "s/GiB", "raw client"),
     )
     for number in range(1, options.copy_pairs + 1):
         options.say(f"pair {number} of {options.copy_pairs}")
@@ -68,17 +71,20 @@ def _pair(
 
     def copy_in() -> float:
         with swift.serve(disk, CACHE_MIB) as server:
-            return megabytes / _copy(server, rows.cpu_into, len(data), "--flush", str(image), "@")
+            cpu = rows.cpu_into.ours
+            return megabytes / _copy(server, cpu, len(data), "--flush", str(image), "@")
 
     def copy_out() -> float:
         with swift.serve(disk, CACHE_MIB) as server:
-            return megabytes / _copy(server, rows.cpu_out, len(data), "@", "null:")
+            return megabytes / _copy(server, rows.cpu_out.ours, len(data), "@", "null:")
 
     def raw_put() -> float:
-        return megabytes / swift.raw.put_all(raw_container, data, object_size)
+        with _own_cpu(rows.cpu_into.peer, len(data)):
+            return megabytes / swift.raw.put_all(raw_container, data, object_size)
 
     def raw_get() -> float:
-        return megabytes / swift.raw.get_all(raw_container, objects, object_size)
+        with _own_cpu(rows.cpu_out.peer, len(data)):
+            return megabytes / swift.raw.get_all(raw_container, objects, object_size)
 
     in_pairs(rows.into, 1, copy_in, raw_put, options.say)
     in_pairs(rows.out, 1, copy_out, raw_get, options.say)
@@ -86,10 +92,18 @@ def _pair(
         raise RuntimeError(f"{disk} does not hold what was copied into it")
 
 
-def _copy(server: Server, cpu: Figure, length: int, *arguments: str) -> float:
+def _copy(server: Server, cpu: list[float], length: int, *arguments: str) -> float:
     """Run nbdcopy, ``@`` standing for the server; the seconds it took."""
     command = [find("nbdcopy"), *(server.uri if x == "@" else x for x in arguments)]
     before = server.cpu_seconds()
     seconds = timed(command)
-    cpu.values.append((server.cpu_seconds() - before) * GIB / length)
+    cpu.append((server.cpu_seconds() - before) * GIB / length)
     return seconds
+
+
+@contextmanager
+def _own_cpu(cpu: list[float], length: int) -> Iterator[None]:
+    """The CPU time of this process, for ``length`` bytes."""
+    before = time.process_time()
+    yield
+    cpu.append((time.process_time() - before) * GIB / length)
