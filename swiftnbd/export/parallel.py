@@ -38,7 +38,8 @@ async def for_each(
                 return
 
     async with asyncio.TaskGroup() as group:
-        for _ in first:
-            group.create_task(worker())
+        workers = [group.create_task(worker()) for _ in first]
+    if any(each.cancelled() for each in workers):
+        raise asyncio.CancelledError  # the group takes it for done; a part of the work is not
     if errors:
         raise errors[0]
