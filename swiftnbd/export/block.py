@@ -124,6 +124,7 @@ class Block:
 
     def fill(self, data: bytes) -> None:
         """The fetch is done."""
+        assert self.state is State.FETCHING, f"block {self.index}: filled in {self.state}"
         self.move(State.CLEAN)
         self.data = data
         self.frozen = True  # bytes cannot be written to
@@ -161,12 +162,17 @@ class Block:
 
     def end_upload(self, *, done: bool) -> None:
         """The upload that `begin_upload` began is durable, or failed."""
+        assert self._uploading, f"block {self.index}: upload ends in {self.state}"
         if done:
             self.stored = self.attempted
         if self.state is State.UPLOADING and done:
             self.move(State.CLEAN)
         else:
             self.move(State.DIRTY)
+
+    @property
+    def _uploading(self) -> bool:
+        return self.state in (State.UPLOADING, State.REDIRTIED)
 
     def _own(self) -> bytearray:
         if self.frozen:
@@ -177,8 +183,7 @@ class Block:
         return self.data
 
     def _changed(self, *, keep_zeros: bool) -> int:
-        uploading = self.state in (State.UPLOADING, State.REDIRTIED)
-        self.move(State.REDIRTIED if uploading else State.DIRTY)
+        self.move(State.REDIRTIED if self._uploading else State.DIRTY)
         self.keep_zeros = keep_zeros
         self.generation += 1
         return self.generation
