@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -29,6 +29,13 @@ T = TypeVar("T")
 async def soon(awaitable: Awaitable[T]) -> T:
     """What is awaited, or a failed test instead of a hanging one."""
     return await asyncio.wait_for(awaitable, SECONDS_MAX)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Turn the event loop until something that other tasks bring about is so."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def request_bytes(
@@ -249,7 +256,8 @@ async def serving(*exports: Export, stops_whole: bool = True) -> AsyncIterator[S
     """Serve these for as long as the block lasts; then nothing of it may be left."""
     for export in exports:
         await export.load()
-    tasks, descriptors = asyncio.all_tasks(), os.listdir("/proc/self/fd")
+    (await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)).close()
+    tasks, descriptors = asyncio.all_tasks(), _descriptors()  # the loop has opened its own now
     server = Server({export.name: export for export in exports}, ServerConfig(bind_port=0))
     uris = await server.start()
     port = int(uris[0].split(":")[2].split("/")[0])
@@ -259,15 +267,24 @@ async def serving(*exports: Export, stops_whole: bool = True) -> AsyncIterator[S
         whole = await soon(server.stop())
     assert whole is stops_whole
     assert server._budget.left == server._budget.limit
-    await _gone(tasks, len(descriptors))
+    await _gone(tasks, descriptors)
 
 
-async def _gone(tasks: set[asyncio.Task[object]], descriptors: int) -> None:
+def _descriptors() -> dict[str, str]:
+    """What each open descriptor is of."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return found
+
+
+async def _gone(tasks: set[asyncio.Task[object]], descriptors: dict[str, str]) -> None:
     """Fail unless tasks and descriptors go back to what they were, a few turns allowed."""
     for _ in range(100):
-        left = asyncio.all_tasks() - tasks
-        if not left and len(os.listdir("/proc/self/fd")) <= descriptors:
+        left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
+        if not left and len(_descriptors()) <= len(descriptors):
             return
         await asyncio.sleep(0.01)
     assert not left, f"tasks are left: {left}"
-    raise AssertionError(f"descriptors are left: {os.listdir('/proc/self/fd')}")
+    raise AssertionError(f"descriptors are left: {_descriptors().items() - descriptors.items()}")
