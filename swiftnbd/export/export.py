@@ -21,7 +21,13 @@ import socket
 from dataclasses import dataclass, field
 from errno import EIO
 
-from swiftnbd.errors import ContainerMissing, ExportError, Locked, SwiftnbdError
+from swiftnbd.errors import (
+    ContainerMissing,
+    ExportError,
+    ExportUnusable,
+    Locked,
+    SwiftnbdError,
+)
 from swiftnbd.export.device import Device
 from swiftnbd.export.disk import ObjectDevice, check_cache
 from swiftnbd.export.layout import DiskInfo, parse_metadata
@@ -99,7 +105,11 @@ class Export:
                 assert self._client is not None
                 self._check_same(client, self._client)
             if not self._connections:
-                await self._take(client)
+                try:
+                    await self._take(client)
+                except SwiftnbdError:
+                    self._retry_later()
+                    raise
                 self._client = client
             self._connections += 1
             assert self.device is not None
@@ -112,28 +122,45 @@ class Export:
 
     async def _take(self, client: Client) -> None:
         """Be ready for a first connection: locked unless read-only, with a device."""
+        await self._check_kept()
+        if self.device is not None:
+            log.info("%s: %s goes on where the last client stopped", self.name, client)
+            return
         if self.read_only:
             await self.load()
-        elif self._lock is not None and await self._lock.held():
-            log.info("%s: %s goes on where the last client stopped", self.name, client)
-        elif self.device is not None:
+        else:
+            await self._let_go()
+            await self._acquire(client)
+        self.device = ObjectDevice(
+            self.store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
+        )
+
+    async def _check_kept(self) -> None:
+        """See that what was kept is still ours, before anything of it is used or stored.
+
+        Raises `ExportError` if the lock was broken: writing now could harm another holder.
+        """
+        if self._lock is None or await self._lock.held():
+            return
+        if self.device is not None:
             raise ExportError(
                 EIO,
                 f"{self.name}: the lock was broken while {self.device.dirty_bytes} bytes "
                 f"were not written back",
             )
-        else:
-            self._lock = None  # the unlock that seemed to fail did not
-            await self._acquire(client)
-        if self.device is None:
-            self.device = ObjectDevice(
-                self.store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
-            )
+        self._lock = None  # the unlock that seemed to fail did not, or the lock never was
 
     async def _acquire(self, client: Client) -> None:
         mark = mark_for(_holder_host(client), client.port)
         lock = Lock(self.store, mark, self.settle_seconds)
-        info = await lock.acquire()
+        try:
+            info = await lock.acquire()
+        except (Locked, ExportUnusable, ContainerMissing):
+            raise
+        except BaseException:
+            if lock.marking:
+                self._lock = lock  # who knows
+            raise
         self._lock = lock
         log.info("%s: locked by %s", self.name, mark)
         try:
@@ -153,12 +180,13 @@ class Export:
                 await self._let_go()
             except SwiftnbdError as error:
                 log.error("%s: kept locked, trying again: %s", self.name, error)
-                self._retry = asyncio.get_running_loop().create_task(self._retry_let_go())
+                self._retry_later()
 
     async def shut_down(self) -> None:
         """The server ends: let go of the container. Raises `SwiftnbdError` saying what is lost."""
         async with self._turn:
             await self._stop_retrying()
+            await self._check_kept()
             await self._let_go()
 
     async def _let_go(self) -> None:
@@ -174,11 +202,16 @@ class Export:
         log.info("%s: unlocked", self.name)
         self._lock = None
 
+    def _retry_later(self) -> None:
+        if self.attached:
+            self._retry = asyncio.get_running_loop().create_task(self._retry_let_go())
+
     async def _retry_let_go(self) -> None:
         while True:
             await asyncio.sleep(KEPT_RETRY_SECONDS)
             async with self._turn:
                 try:
+                    await self._check_kept()
                     await self._let_go()
                 except SwiftnbdError as error:
                     log.debug("%s: still kept: %s", self.name, error)

@@ -63,6 +63,7 @@ class Lock:
     store: Store
     mark: str
     settle_seconds: float = SETTLE_SECONDS_DEFAULT
+    marking: bool = field(init=False, default=False)  # the container may bear our mark
     _canary: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +78,7 @@ class Lock:
         info = await self._read()
         if info.client:
             raise self._held_by(info.client)
+        self.marking = True
         await self.store.set_metadata({_CLIENT: self.mark})
         await asyncio.sleep(self.settle_seconds)
         holder = (await self._read()).client
