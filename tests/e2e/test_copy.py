@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.conftest import KiB, MiB, Serve
 from tests.support.clients import run
 
-IMAGE_BYTES = 24 * MiB
+IMAGE_BYTES = 16 * MiB
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def ext4_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(40):
         path = directory / f"tree/{number % 5}/file-{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(chance.randbytes(chance.randrange(300 * KiB)))
+        path.write_bytes(chance.randbytes(chance.randrange(250 * KiB)))
     image = directory / "ext4.img"
     run("mke2fs", "-q", "-t", "ext4", "-d", directory / "tree", image, f"{IMAGE_BYTES // KiB}k")
     run("e2fsck", "-fn", image)

@@ -16,8 +16,9 @@ from tests.support.clients import find, run
 from tests.support.nbd_client import FUA, NbdClient, NbdError, Refused
 
 S = 64 * 1024
-OBJECTS = 640
-FLUSHED_AT = 576 * S  # what is flushed before lies in the last 4 MiB, the copy before it
+OBJECTS = 224
+FLUSHED_AT = 192 * S  # what is flushed before lies in the last 2 MiB, the copy before it
+FED_BEFORE_KILL = 4 * MiB
 GONE = (OSError, EOFError)
 
 
@@ -31,13 +32,13 @@ class Feeder(threading.Thread):
 
     def run(self) -> None:
         with self.pipe, suppress(OSError):
-            self.pipe.write(self.data[: 8 * MiB])
+            self.pipe.write(self.data[:FED_BEFORE_KILL])
             self.reached.set()
-            self.pipe.write(self.data[8 * MiB :])
+            self.pipe.write(self.data[FED_BEFORE_KILL:])
 
 
 def _copy_until_killed(disk: Disk, data: bytes) -> None:
-    """Start an nbdcopy of more than was flushed, and kill -9 the server in the middle of it."""
+    """Start an nbdcopy, and kill -9 the server in the middle of it."""
     copying = subprocess.Popen(
         [find("nbdcopy"), "-", disk.uri],
         bufsize=0,
@@ -59,7 +60,7 @@ def _write_and_flush(disk: Disk) -> bytes:
     chance = random.Random("flushed")
     expected = bytearray(disk.size - FLUSHED_AT)
     with disk.connect() as client:
-        for _ in range(60):
+        for _ in range(30):
             data = chance.randbytes(chance.randrange(1, 3 * S))
             offset = chance.randrange(len(expected) - len(data))
             client.write(FLUSHED_AT + offset, data)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Disk, KiB
+from tests.e2e.conftest import Disk, KiB, MiB
 from tests.support.clients import run
 
 QEMU_IO_SCRIPTS = {
@@ -77,17 +77,28 @@ def test_qemu_io_reads_what_it_wrote(shared_disk: Disk, commands: list[str]) -> 
         qemu_io(*reads)
 
 
-@pytest.mark.parametrize("block_size", ["512", "4k", "10k", "64k", "300k", "1k-130k"])
-def test_fio_verifies_random_writes(shared_disk: Disk, tmp_path: Path, block_size: str) -> None:
-    sizes = ["--bsrange=" + block_size] if "-" in block_size else ["--bs=" + block_size]
-    total = 512 * KiB if block_size == "512" else 6144 * KiB
+@pytest.mark.parametrize(
+    ("block_size", "total"),
+    [
+        ("512", 128 * KiB),
+        ("4k", MiB),
+        ("10k", 2 * MiB),
+        ("64k", 6 * MiB),
+        ("300k", 6 * MiB),
+        ("1k-130k", 6 * MiB),
+    ],
+)
+def test_fio_verifies_random_writes(
+    shared_disk: Disk, tmp_path: Path, block_size: str, total: int
+) -> None:
+    option = "bsrange" if "-" in block_size else "bs"
     run(
         "fio",
         "--name=verify",
         "--ioengine=nbd",
         f"--uri={shared_disk.uri}",
         "--rw=randrw",
-        *sizes,
+        f"--{option}={block_size}",
         f"--size={total}",
         "--iodepth=16",
         "--verify=crc32c",

@@ -6,7 +6,7 @@ across several, at the end of the disk and beyond it.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -69,40 +69,44 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def oracle(shared_disk: Disk) -> bytearray:
+def client(shared_disk: Disk) -> Iterator[NbdClient]:
+    """One connection for all these tests: what one of them does wrong, the next may find."""
+    with shared_disk.connect() as client:
+        yield client
+        client.disconnect()
+
+
+@pytest.fixture(scope="module")
+def oracle(client: NbdClient) -> bytearray:
     """What the shared disk must read as. Its first half has data, the other none."""
     data = random.Random("oracle").randbytes(END // 2)
-    with shared_disk.connect() as client:
-        for offset in range(0, END // 2, 16 * S):
-            client.write(offset, data[offset : offset + 16 * S])
-        client.disconnect()
+    for offset in range(0, END // 2, 16 * S):
+        client.write(offset, data[offset : offset + 16 * S])
     return bytearray(data + bytes(END - len(data)))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 @pytest.mark.parametrize(("offset", "length"), RANGES.values(), ids=RANGES.keys())
 def test_change_is_read_back_and_its_surroundings_stay(
-    shared_disk: Disk, oracle: bytearray, offset: int, length: int, change: Change
+    client: NbdClient, oracle: bytearray, offset: int, length: int, change: Change
 ) -> None:
     data = random.Random(f"{offset} {length}").randbytes(length)
-    with shared_disk.connect() as client:
-        oracle[offset : offset + length] = change(client, offset, data)
-        assert client.read(offset, length) == oracle[offset : offset + length]
-        start, stop = max(0, offset - S - 7), min(END, offset + length + S + 7)
-        assert client.read(start, stop - start) == oracle[start:stop]
+    oracle[offset : offset + length] = change(client, offset, data)
+    assert client.read(offset, length) == oracle[offset : offset + length]
+    start, stop = max(0, offset - S - 7), min(END, offset + length + S + 7)
+    assert client.read(start, stop - start) == oracle[start:stop]
 
 
 def test_all_changes_together_left_what_the_oracle_says(
-    shared_disk: Disk, oracle: bytearray
+    shared_disk: Disk, client: NbdClient, oracle: bytearray
 ) -> None:
-    with shared_disk.connect() as client:
-        for offset in range(0, END, 16 * S):
-            assert client.read(offset, 16 * S) == oracle[offset : offset + 16 * S], offset
-        client.flush()
-        stored = shared_disk.backend.objects(shared_disk.container)
-    for index in range(END // S):
-        expected = oracle[index * S : (index + 1) * S]
-        assert stored.get(f"disk.part/{index:08d}", bytes(S)) == expected, index
+    client.flush()
+    stored = shared_disk.backend.objects(shared_disk.container)
+    with shared_disk.connect() as second:
+        for index in range(END // S):
+            expected = oracle[index * S : (index + 1) * S]
+            assert second.read(index * S, S) == expected, index
+            assert stored.get(f"disk.part/{index:08d}", bytes(S)) == expected, index
 
 
 @pytest.mark.parametrize(
@@ -111,16 +115,15 @@ def test_all_changes_together_left_what_the_oracle_says(
     ids=["at_the_end", "across_the_end", "beyond", "wrapping", "far_away"],
 )
 def test_range_beyond_the_end_is_refused_and_changes_nothing(
-    shared_disk: Disk, oracle: bytearray, offset: int, length: int
+    client: NbdClient, oracle: bytearray, offset: int, length: int
 ) -> None:
-    with shared_disk.connect() as client:
-        for request, error in (
-            (lambda: client.read(offset, length), EINVAL),
-            (lambda: client.write(offset, b"x" * length), ENOSPC),
-            (lambda: client.zero(offset, length), ENOSPC),
-            (lambda: client.trim(offset, length), EINVAL),
-        ):
-            with pytest.raises(NbdError) as refused:
-                request()
-            assert refused.value.number == error
-        assert client.read(END - 512, 512) == oracle[END - 512 :]
+    for request, error in (
+        (lambda: client.read(offset, length), EINVAL),
+        (lambda: client.write(offset, b"x" * length), ENOSPC),
+        (lambda: client.zero(offset, length), ENOSPC),
+        (lambda: client.trim(offset, length), EINVAL),
+    ):
+        with pytest.raises(NbdError) as refused:
+            request()
+        assert refused.value.number == error
+    assert client.read(END - 512, 512) == oracle[END - 512 :]
