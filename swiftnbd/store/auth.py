@@ -51,7 +51,9 @@ class V1Auth:
         from requests.exceptions import RequestException
         from swiftclient import client
         from swiftclient.exceptions import ClientException
+        from urllib3.exceptions import HTTPError
 
+        _check_url(self.auth_url)
         # At DEBUG it logs the headers, with the first characters of key and token.
         logging.getLogger("swiftclient").setLevel(logging.WARNING)
         try:
@@ -60,7 +62,7 @@ class V1Auth:
             )
         except ClientException as error:
             raise self._refusal(error.http_status, error.http_reason) from None
-        except (RequestException, OSError) as error:
+        except (RequestException, HTTPError, OSError) as error:
             # Its text may hold the URL; what kind of failure it is says enough.
             raise StoreUnavailable(f"{self._where}: {type(error).__name__}") from None
         if not url or not token:
@@ -70,14 +72,21 @@ class V1Auth:
     @property
     def _where(self) -> str:
         parts = urlsplit(self.auth_url)
-        return f"login as {self.user} at {parts.netloc.rpartition('@')[2] or self.auth_url}"
+        return f"login as {self.user} at {parts.netloc.rpartition('@')[2]}"
 
     def _refusal(self, status: int | None, reason: str | None) -> StoreError:
         said = f"{self._where}: {status} {reason or ''}".rstrip()
         if status in (401, 403):
             return AccessRefused(f"{self._where} was refused ({status}): wrong user or key")
-        if not status:
-            return StoreError(f"{self._where}: the auth URL must begin with http:// or https://")
-        if status >= 500 or status in _PASSING:
+        if status is None or status >= 500 or status in _PASSING:
             return StoreUnavailable(said)
         return StoreError(f"{said}; is {urlsplit(self.auth_url).path} right for version 1 auth?")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StoreError(f"auth URL {url!r} does not look like http://HOST:PORT/auth/v1.0")

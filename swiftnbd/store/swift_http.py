@@ -7,6 +7,7 @@ is switched off, because a caller must know that a request may have been done tw
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -219,6 +220,6 @@ def _reason(error: Exception) -> str:
         return "the body ended early"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return type(error).__name__

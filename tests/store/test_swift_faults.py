@@ -382,7 +382,7 @@ async def test_nobody_listens(fake: FakeSwift, store: SwiftStore) -> None:
     await fake.stop()
     with pytest.raises(StoreUnavailable, match=f"swift:c: HEAD {NAME}: "):
         await store.head(NAME)
-    with pytest.raises(StoreUnavailable, match=r"refused|Connect call failed|reset|closed"):
+    with pytest.raises(StoreUnavailable, match=r"Connection refused"):
         await store.head(NAME)
 
 

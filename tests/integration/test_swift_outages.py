@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""The Swift store while parts of a real Swift are killed, stopped and restarted."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from hashlib import md5
+
+import pytest
+
+from swiftnbd.errors import StoreError, StoreUnavailable
+from swiftnbd.store.auth import Login
+from swiftnbd.store.base import Blob
+from swiftnbd.store.open import Patience, SwiftAccount, V1Auth, open_swift
+from swiftnbd.store.proven import Proven
+from swiftnbd.store.retrying import Pacing, Retrying
+from swiftnbd.store.swift import SwiftStore
+from tests.support.swift_aio import KEY, SECOND_POLICY, USER, RealSwift
+
+CANARY = "swiftnbd/canary"
+NAME = "disk.part/00000042"
+DATA = b"precious" * 1000
+BLOB = Blob(DATA, md5(DATA).hexdigest())
+
+
+@pytest.fixture
+async def account(own_swift: RealSwift) -> AsyncIterator[SwiftAccount]:
+    account = SwiftAccount(V1Auth(own_swift.auth_url, USER, KEY))
+    yield account
+    await account.close()
+
+
+async def fill(account: SwiftAccount, container: str, policy: str) -> None:
+    store = open_swift(account, container)
+    await store.create_container(policy=policy)
+    await store.put(CANARY, b"here")
+    await store.put(NAME, DATA)
+    await store.close()
+
+
+class Moment:
+    """A pacing whose first sleep is when something is done to the Swift."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.pacing = Pacing(sleep=self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.first.set()
+        await self.go_on.wait()
+        await asyncio.sleep(seconds)
+
+
+async def test_an_object_server_that_comes_back_within_the_deadline(
+    own_swift: RealSwift, account: SwiftAccount
+) -> None:
+    await fill(account, "c", SECOND_POLICY)
+    moments = [Moment(), Moment(), Moment()]
+    reader, writer, looker = (
+        Retrying(Proven(SwiftStore(account, "c")), deadline_seconds=30, pacing=moment.pacing)
+        for moment in moments
+    )
+    own_swift.kill("object")
+    get = asyncio.create_task(reader.get(NAME))
+    put = asyncio.create_task(writer.put("disk.part/new", DATA))
+    absent = asyncio.create_task(looker.get("disk.part/none"))
+    for moment in moments:
+        await moment.first.wait()  # each has failed at least once
+    await asyncio.to_thread(own_swift.restart, "object")
+    for moment in moments:
+        moment.go_on.set()
+    assert await get == BLOB
+    assert await put == BLOB.etag
+    assert await absent is None
+    assert await reader.get("disk.part/new") == BLOB
+    for store in (reader, writer, looker):
+        await store.close()
+
+
+@pytest.mark.parametrize("canary", [CANARY, None])
+async def test_a_dead_account_server_and_a_cold_cache_make_nothing_absent(
+    own_swift: RealSwift, account: SwiftAccount, canary: str | None
+) -> None:
+    await fill(account, "c", SECOND_POLICY)
+    raw = SwiftStore(account, "c")
+    own_swift.kill("account")
+    own_swift.kill("proxy")  # and with it the cache
+    own_swift.restart("proxy")
+    with pytest.raises(StoreUnavailable):
+        await raw.get(NAME)  # the connection was the old proxy's
+    assert await raw.get(NAME) is None  # this is the lie
+    store = open_swift(account, "c", Patience(deadline_seconds=1))
+    store.set_canary(canary)
+    for operation in (
+        store.get(NAME),
+        store.get(NAME, newest=True),
+        store.get("disk.part/none"),
+        store.head(NAME),
+        store.delete(NAME),
+        store.put("disk.part/new", DATA),
+        store.renew(NAME, "token"),
+        store.info(),
+        store.listing(),
+        store.set_metadata({"key": "value"}),
+        store.create_container(),
+    ):
+        with pytest.raises(StoreError, match=r"gave up after \d+ tr\w+ in [0-9] s") as caught:
+            await operation
+        assert type(caught.value) is StoreError
+    own_swift.restart("account")
+    patient = open_swift(account, "c")
+    patient.set_canary(canary)
+    assert await patient.get(NAME) == BLOB
+    assert await patient.get("disk.part/none") is None
+    await patient.close()
+    await store.close()
+
+
+async def test_a_stopped_proxy_delays_only_its_own_clients_and_not_past_the_deadline(
+    own_swift: RealSwift, real_swift: RealSwift, account: SwiftAccount, container_name: str
+) -> None:
+    other_account = SwiftAccount(V1Auth(real_swift.auth_url, USER, KEY))
+    await fill(account, "c", SECOND_POLICY)
+    await fill(other_account, container_name, SECOND_POLICY)
+    stopped = open_swift(account, "c", Patience(deadline_seconds=1.5))
+    healthy = open_swift(other_account, container_name)
+    own_swift.signal("proxy", signal.SIGSTOP)
+    began = asyncio.get_running_loop().time()
+    get = asyncio.create_task(stopped.get(NAME))
+    for _ in range(10):
+        assert await healthy.get(NAME) == BLOB
+    assert not get.done()
+    with pytest.raises(StoreError, match="no answer"):
+        await get
+    assert asyncio.get_running_loop().time() - began < 5
+    own_swift.signal("proxy", signal.SIGCONT)
+    assert await stopped.get(NAME) == BLOB
+    for store in (stopped, healthy):
+        await store.close()
+    await other_account.close()
+
+
+async def test_a_dead_proxy_is_refused_and_comes_back(
+    own_swift: RealSwift, account: SwiftAccount
+) -> None:
+    await fill(account, "c", SECOND_POLICY)
+    store = open_swift(account, "c", Patience(deadline_seconds=0.5))
+    own_swift.kill("proxy")
+    with pytest.raises(
+        StoreError, match=f"swift:c: GET {NAME}: Connection refused .*gave up after"
+    ):
+        await store.get(NAME)
+    own_swift.restart("proxy")
+    assert await store.get(NAME) == BLOB
+    await store.close()
+
+
+async def test_a_token_unknown_to_swift_is_replaced(real_swift: RealSwift) -> None:
+    class Forgetful:
+        logins = 0
+
+        async def login(self) -> Login:
+            self.logins += 1
+            login = await V1Auth(real_swift.auth_url, USER, KEY).login()
+            return Login(login.storage_url, "AUTH_tkbad") if self.logins == 1 else login
+
+    forgetful = Forgetful()
+    account = SwiftAccount(forgetful)
+    store = SwiftStore(account, "c")
+    assert await asyncio.gather(*(store.get(f"no-{n}") for n in range(10))) == [None] * 10
+    assert forgetful.logins == 2
+    await account.close()
+
+
+async def test_a_foreign_account_is_refused_at_once(real_swift: RealSwift) -> None:
+    class Elsewhere:
+        async def login(self) -> Login:
+            login = await V1Auth(real_swift.auth_url, USER, KEY).login()
+            return Login(login.storage_url.replace("AUTH_test", "AUTH_test2"), login.token)
+
+    account = SwiftAccount(Elsewhere())
+    store = open_swift(account, "c")
+    with pytest.raises(StoreError, match="403 Forbidden: this login may not do that"):
+        await store.get(NAME)
+    await store.close()
+    await account.close()
+
+
+async def test_a_container_quota_is_full(real_swift: RealSwift, container_name: str) -> None:
+    account = SwiftAccount(V1Auth(real_swift.auth_url, USER, KEY))
+    store = open_swift(account, container_name)
+    await store.create_container({"quota-bytes": "1000"})
+    with pytest.raises(StoreError, match="413") as caught:
+        await store.put(NAME, DATA)
+    assert caught.value.errno == 28
+    await store.close()
+    await account.close()
