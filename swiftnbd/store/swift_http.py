@@ -3,6 +3,11 @@
 
 A request here is a single try. aiohttp would quietly send it again after a lost connection; that
 is switched off, because a caller must know that a request may have been done twice.
+
+A body is sent only after the server has asked for it (``Expect: 100-continue``). A request that we
+gave up is not gone: a proxy that hung can wake up, find it whole in its socket, stamp it with the
+present time and carry it out, over everything that was written since. Without its body it cannot.
+(A late DELETE has no body to withhold.) What the extra round trip costs is lost in the noise.
 """
 
 import asyncio
@@ -45,8 +50,12 @@ class Timeouts:
 class SwiftAccount:
     """The account that a login gives. Close it after the last of its stores."""
 
-    def __init__(self, auth: Auth, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self, auth: Auth, timeouts: Timeouts | None = None, *, expect_continue: bool = True
+    ) -> None:
+        """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang."""
         self._auth = auth
+        self._expect_continue = expect_continue
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._session: aiohttp.ClientSession | None = None
         self._login: Login | None = None
@@ -134,7 +143,10 @@ class SwiftAccount:
         url = f"{login.storage_url.rstrip('/')}{path}"
         if query:
             url += "?" + urlencode(query)
-        options: dict[str, Any] = {} if data is None else {"data": _Body(data)}
+        options: dict[str, Any] = {}
+        if data is not None:
+            options["data"] = _Body(data)
+            options["expect100"] = self._expect_continue and len(data) > 0
         begin = time.monotonic()
         try:
             async with self._open_session().request(

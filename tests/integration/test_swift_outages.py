@@ -11,7 +11,7 @@ import pytest
 from swiftnbd.errors import StoreError, StoreUnavailable
 from swiftnbd.store.auth import Login
 from swiftnbd.store.base import Blob
-from swiftnbd.store.open import Patience, SwiftAccount, V1Auth, open_swift
+from swiftnbd.store.open import Patience, SwiftAccount, Timeouts, V1Auth, open_swift
 from swiftnbd.store.proven import Proven
 from swiftnbd.store.retrying import Pacing, Retrying
 from swiftnbd.store.swift import SwiftStore
@@ -139,6 +139,29 @@ async def test_a_stopped_proxy_delays_only_its_own_clients_and_not_past_the_dead
     for store in (stopped, healthy):
         await store.close()
     await other_account.close()
+
+
+async def test_a_put_that_was_given_up_does_not_land_when_the_proxy_wakes_up(
+    own_swift: RealSwift, account: SwiftAccount
+) -> None:
+    await fill(account, "c", SECOND_POLICY)
+    auth = V1Auth(own_swift.auth_url, USER, KEY)
+    careful = SwiftAccount(auth, Timeouts(total_seconds=0.5))
+    careless = SwiftAccount(auth, Timeouts(total_seconds=0.5), expect_continue=False)
+    stores = [SwiftStore(careful, "c"), SwiftStore(careless, "c")]
+    for store in stores:
+        await store.info()  # so that there is a token
+    own_swift.signal("proxy", signal.SIGSTOP)
+    for store, name in zip(stores, ("careful", "careless"), strict=True):
+        with pytest.raises(StoreUnavailable, match="no answer"):
+            await store.put(name, DATA)
+    own_swift.signal("proxy", signal.SIGCONT)
+    patient = SwiftStore(account, "c")
+    while await patient.head("careless") is None:  # it was sent after the other one, and it lands
+        pass
+    assert await patient.head("careful") is None
+    await careful.close()
+    await careless.close()
 
 
 async def test_a_dead_proxy_is_refused_and_comes_back(

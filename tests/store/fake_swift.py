@@ -50,6 +50,7 @@ class FakeSwift:
         self.objects: dict[str, bytes] = {}
         self.tokens: set[str] = set()
         self.logins = 0
+        self.refuse_bodies: Reply | None = None  # the answer to "Expect: 100-continue", if not 100
         self.came = asyncio.Event()  # set by the first request
         self.release = asyncio.Event()  # ends every "hang"
         self._writers: set[asyncio.StreamWriter] = set()
@@ -96,7 +97,7 @@ class FakeSwift:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while (seen := await _read_request(reader)) is not None:
+            while (seen := await self._read_request(reader, writer)) is not None:
                 self.seen.append(seen)
                 self.came.set()
                 reply = await self.handle(seen) if self.handle else None
@@ -104,6 +105,26 @@ class FakeSwift:
                     break
         writer.close()
         self._writers.discard(writer)
+
+    async def _read_request(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Seen | None:
+        line = await reader.readline()
+        if not line:
+            return None
+        method, target, _ = line.decode().split(" ", 2)
+        headers: dict[str, str] = {}
+        while (line := await reader.readline()) not in (b"\r\n", b""):
+            key, _, value = line.decode().partition(":")
+            headers[key.strip().lower()] = value.strip()
+        path = unquote(target.partition("?")[0]).removeprefix(ACCOUNT)
+        if "expect" in headers:
+            if self.refuse_bodies is not None:
+                writer.write(_head(self.refuse_bodies, method))
+                await self.release.wait()
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        return Seen(method, path, headers, body)
 
     async def _send(self, writer: asyncio.StreamWriter, seen: Seen, reply: Reply) -> bool:
         if not reply.no_head:
@@ -147,20 +168,6 @@ class FakeSwift:
 def reply_with(data: bytes) -> Reply:
     """The right answer to a GET."""
     return Reply(200, {"ETag": md5(data).hexdigest()}, data)
-
-
-async def _read_request(reader: asyncio.StreamReader) -> Seen | None:
-    line = await reader.readline()
-    if not line:
-        return None
-    method, target, _ = line.decode().split(" ", 2)
-    headers: dict[str, str] = {}
-    while (line := await reader.readline()) not in (b"\r\n", b""):
-        key, _, value = line.decode().partition(":")
-        headers[key.strip().lower()] = value.strip()
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    path = unquote(target.partition("?")[0]).removeprefix(ACCOUNT)
-    return Seen(method, path, headers, body)
 
 
 def _head(reply: Reply, method: str) -> bytes:

@@ -101,6 +101,29 @@ async def test_put_if_absent(fake: FakeSwift, store: SwiftStore) -> None:
         await store.put(NAME, DATA, if_absent=True)
 
 
+@pytest.mark.parametrize(
+    ("status", "error"), [(503, StoreUnavailable), (412, ObjectExists), (507, StoreFull)]
+)
+async def test_an_answer_before_the_body_was_asked_for(
+    fake: FakeSwift, store: SwiftStore, status: int, error: type[StoreError]
+) -> None:
+    fake.refuse_bodies = Reply(status)
+    with pytest.raises(error):
+        await store.put(NAME, DATA, if_absent=True)
+    assert fake.objects == {}
+
+
+async def test_a_body_can_be_sent_without_being_asked_for(fake: FakeSwift) -> None:
+    async def silent(seen: Seen) -> Reply | None:
+        assert "expect" not in seen.headers
+        return None
+
+    fake.handle = silent
+    account = SwiftAccount(fake, expect_continue=False)
+    assert await SwiftStore(account, "c").put(NAME, DATA) == ETAG
+    await account.close()
+
+
 async def test_put_of_several_megabytes_arrives(fake: FakeSwift, store: SwiftStore) -> None:
     data = bytearray(range(256)) * (3 * 4096)
     await store.put(NAME, data)
