@@ -149,13 +149,11 @@ class Negotiation(asyncio.Protocol):
             return False
         self._transport.resume_reading()
         await self._wait()
-        if not self._gone:
-            self._transport.pause_reading()
         return not (self._gone or self._shutting_down)
 
     async def _drained(self) -> bool:
         """Wait until the client has read most of what we wrote; False if it never will."""
-        while not self._writable and not self._gone:
+        while not (self._writable or self._gone or self._shutting_down):
             self._event.clear()
             await self._wait()
         return not self._gone
@@ -173,6 +171,7 @@ class Negotiation(asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        self._transport.pause_reading()  # here: uvloop would read on before our task runs
         self._handshake.feed(data)
         self._event.set()
 

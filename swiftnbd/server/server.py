@@ -21,7 +21,7 @@ from swiftnbd.server.budget import Budget
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.negotiation import Agreed, Negotiation
 from swiftnbd.server.stats import log_stats_forever
-from swiftnbd.server.transmission import Transmission
+from swiftnbd.server.transmission import Transmission, close
 
 CONNECTIONS_MAX = 100  # each costs a receive buffer and, at worst, its share of the budget
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
@@ -78,6 +78,7 @@ class Server:
     async def stop(self) -> bool:
         """Shut down in order, or at once after a second signal; whether nothing was lost."""
         log.info("shutting down")
+        self._stopping.set()
         loop = asyncio.get_running_loop()
         orderly = loop.create_task(self._shut_down())
         forced = loop.create_task(self._forced.wait())
@@ -87,6 +88,7 @@ class Server:
         forced.cancel()
         if orderly not in done:
             log.error("shutdown was cut short")
+            self._forced.set()
             orderly.cancel()
             await asyncio.gather(orderly, return_exceptions=True)
         whole = [self._report_loss(export) for export in self._exports.values()]
@@ -127,12 +129,16 @@ class Server:
     def accept(self, transport: asyncio.Transport) -> None:
         """A client connected."""
         client = client_of(transport.get_extra_info("peername"))
-        if len(self._connections) >= CONNECTIONS_MAX or self._stopping.is_set():
+        if self._stopping.is_set():  # it was in the listener's queue
+            transport.abort()
+            return
+        if len(self._connections) >= CONNECTIONS_MAX:
             log.warning("%s: refused, there are %d connections", client, len(self._connections))
             transport.abort()
             return
         log.debug("%s: connected", client)
         negotiation = Negotiation(transport, self._exports, client)
+        self._negotiations.add(negotiation)
         task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -150,10 +156,9 @@ class Server:
         except Exception:
             log.exception("%s: connection failed", client)
         finally:
-            transport.close()
+            close(transport)
 
     async def _negotiate(self, negotiation: Negotiation) -> Agreed | None:
-        self._negotiations.add(negotiation)
         try:
             return await negotiation.run()
         finally:
@@ -173,7 +178,8 @@ class Server:
             await transmission.wait_ended()
         finally:
             self._transmissions.discard(transmission)
-            await export.detach()
+            if not self._forced.is_set():  # cut short: what is not let go now is reported
+                await export.detach()
 
 
 async def _let_go(export: Export) -> None:

@@ -103,10 +103,12 @@ class Transmission(asyncio.BufferedProtocol):
 
     async def wait_ended(self) -> None:
         """Return when the connection is gone and nothing of it is at work any more."""
-        await self._lost
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await asyncio.shield(self._lost)  # whoever cancels us must not cancel that
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def end(self) -> None:
         """Read no further request; close when those at work are answered."""
@@ -122,8 +124,7 @@ class Transmission(asyncio.BufferedProtocol):
     def _close_if_done(self) -> None:
         if self._ending and not self._tasks and not self._transport.is_closing():
             self._send()
-            self._transport.close()
-            self._loop.call_later(CLOSE_SECONDS_MAX, self._transport.abort)
+            close(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
@@ -398,7 +399,7 @@ class Transmission(asyncio.BufferedProtocol):
         The bytes at work are given back only when they have left, or a client that does not
         read could make us hold any number of them.
         """
-        if self._out and not self._lost.done():
+        if self._out and not self._transport.is_closing():
             self._transport.writelines(self._out)
         self._out.clear()
         cost, self._out_cost = self._out_cost, 0
@@ -406,6 +407,13 @@ class Transmission(asyncio.BufferedProtocol):
             self._give_back(cost)
         else:
             self._bytes_unsent += cost
+
+
+def close(transport: asyncio.Transport) -> None:
+    """Close when what was written has left; a client that never takes it is cut off."""
+    transport.close()
+    if transport.get_write_buffer_size():
+        asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, transport.abort)
 
 
 def _describe(request: Request) -> str:

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""How a connection and the server end: in order, and when that is cut short."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from swiftnbd.server import transmission
+from tests.support import nbd_client as nbd
+from tests.support.gated_store import GatedStore
+from tests.support.loopback import (
+    Serving,
+    exports_of,
+    query_bytes,
+    request_bytes,
+    serving,
+    soon,
+    until,
+)
+
+OBJECT = 65536
+SIMPLE_REPLY = b"\x67\x44\x66\x98" + bytes(11)  # no error; one more byte makes the cookie
+
+
+@pytest.fixture
+async def store() -> GatedStore:
+    store = GatedStore("disk")
+    await store.set_up()
+    return store
+
+
+@pytest.fixture
+async def served(store: GatedStore) -> AsyncIterator[Serving]:
+    async with serving(*exports_of(store)) as served:
+        yield served
+
+
+# A connection
+
+
+@pytest.mark.parametrize("ending", ["DISC", "DISC with a length", "DISC and more", "half-close"])
+async def test_requests_at_work_are_answered_before_the_connection_closes(
+    served: Serving, store: GatedStore, ending: str
+) -> None:
+    gate = store.gate("(get|put) disk.part")
+    async with await served.attached() as peer:
+        peer.request(nbd.READ, 0, 4, cookie=1)
+        peer.request(nbd.WRITE, 5 * OBJECT, OBJECT, data=b"x" * OBJECT, cookie=2)
+        if ending == "half-close":
+            peer.writer.write_eof()
+        else:
+            peer.request(nbd.DISC, 0, 77 if ending == "DISC with a length" else 0)
+            if ending == "DISC and more":
+                peer.request(nbd.WRITE, 0, 4, data=b"late")
+        await gate.reached(2)
+        gate.open()
+        read, wrote = SIMPLE_REPLY + b"\1" + bytes(4), SIMPLE_REPLY + b"\2"
+        assert await peer.ended() in (read + wrote, wrote + read)
+    assert store.part(5) == b"x" * OBJECT
+    assert store.part(0) is None
+    await served.check_full_service()
+
+
+async def test_half_close_in_the_handshake_still_gets_its_answer(served: Serving) -> None:
+    async with await served.greeted() as peer:
+        peer.send(b"IHAVEOPT\0\0\0\3\0\0\0\0")
+        peer.writer.write_eof()
+        assert await peer.replies(nbd.LIST) == [(nbd.SERVER, b"\0\0\0\4disk"), (nbd.ACK, b"")]
+        assert await peer.closed_by_server()
+    await served.check_full_service()
+
+
+async def test_half_close_behind_go_and_requests_gets_all_answers(served: Serving) -> None:
+    async with await served.greeted() as peer:
+        peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\6" + bytes(6))
+        peer.send(*(request_bytes(nbd.READ, 0, 1, cookie=i) for i in range(100)))
+        peer.writer.write_eof()
+        await peer.replies(nbd.GO)
+        assert len(await peer.ended()) == 1700
+    await served.check_full_service()
+
+
+@pytest.mark.parametrize("length", [100, 300_000, 32 * 1024 * 1024])
+@pytest.mark.parametrize("way", ["close", "reset", "half-close"])
+@pytest.mark.parametrize("flags", [0, 1 << 9])
+async def test_connection_that_ends_inside_a_payload_gives_its_bytes_back(
+    store: GatedStore, way: str, length: int, flags: int
+) -> None:
+    store.objects = 1024
+    await store.set_up()
+    async with serving(*exports_of(store)) as served:
+        peer = await served.attached()
+        peer.request(nbd.WRITE, 0, length, flags=flags, data=b"x" * (length // 2))
+        await soon(peer.writer.drain())
+        if way == "half-close":
+            peer.writer.write_eof()
+            assert len(await peer.ended()) == (16 if flags else 0)
+        await (peer.reset() if way == "reset" else peer.close())
+        await served.check_full_service()
+        assert store.calls.count("put disk.part/00000000") <= 1  # only that of the check
+
+
+@pytest.mark.parametrize("way", ["close", "reset"])
+async def test_e13_connection_that_ends_with_requests_at_work_leaves_nothing(
+    served: Serving, store: GatedStore, way: str
+) -> None:
+    gate = store.gate("(get|put) disk.part")
+    peer = await served.attached()
+    for index in range(8):
+        peer.request(nbd.READ, index * OBJECT, 4)
+        peer.request(nbd.WRITE, index * OBJECT, OBJECT, data=b"x" * OBJECT)
+        peer.request(nbd.WRITE, index * OBJECT, 4, data=b"xxxx")
+    await gate.reached(8)
+    await (peer.reset() if way == "reset" else peer.close())
+    gate.open()
+    await served.idle()
+    for index in range(8):  # whole or not at all
+        assert store.part(index) in (None, b"x" * OBJECT)
+    async with await served.attached() as peer:
+        await peer.ask(nbd.WRITE_ZEROES, 0, 16 * OBJECT)
+        await peer.disconnect()
+    await served.check_full_service()
+
+
+# The server
+
+
+async def test_stop_finishes_what_is_at_work_and_unlocks(store: GatedStore) -> None:
+    async with serving(*exports_of(store)) as served, await served.attached() as peer:
+        gate = store.gate("put disk.part")
+        peer.request(nbd.WRITE, 0, 4, data=b"last", cookie=1)
+        await gate.reached()
+        stopping = asyncio.create_task(served.server.stop())
+        await until(
+            lambda: served.server._listener is not None and not served.server._listener.sockets
+        )
+        with pytest.raises(ConnectionRefusedError):
+            await served.connect()
+        gate.open()
+        assert await peer.reply() == (1, 0, b"")
+        assert await peer.closed_by_server()
+        assert await soon(stopping) is True
+        assert (store.part(0) or b"")[:4] == b"last"
+        assert store.holder == ""
+
+
+async def test_stop_ends_handshakes_and_connections_of_every_kind(store: GatedStore) -> None:
+    async with serving(*exports_of(store)) as served:
+        silent = await served.connect()
+        greeted = await served.greeted()
+        half_an_option = await served.greeted()
+        half_an_option.send(b"IHAVEOPT\0\0")
+        idle = await served.attached()
+        half_a_payload = await served.attached()
+        half_a_payload.request(nbd.WRITE, 0, OBJECT, data=b"half")
+        peers = (silent, greeted, half_an_option, idle, half_a_payload)
+        assert await soon(served.server.stop()) is True
+        for peer in peers:
+            await peer.ended()
+            await peer.close()
+    assert store.holder == ""
+    assert store.part(0) is None
+
+
+async def test_stop_right_after_a_client_connected_does_not_wait_for_it(store: GatedStore) -> None:
+    async with serving(*exports_of(store)) as served, await served.connect() as peer:
+        assert await asyncio.wait_for(served.server.stop(), 5) is True
+        await peer.ended()
+
+
+async def test_stop_while_a_client_attaches_lets_it_go_again(store: GatedStore) -> None:
+    async with serving(*exports_of(store)) as served, await served.greeted() as peer:
+        gate = store.gate("put swiftnbd/canary")
+        peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\x0a", query_bytes(b"disk"))
+        await gate.reached()
+        stopping = asyncio.create_task(served.server.stop())
+        await asyncio.sleep(0)
+        gate.open()
+        assert await soon(stopping) is True
+        assert store.holder == ""
+        await peer.ended()
+
+
+@pytest.mark.expects_log("shutdown was cut short")
+@pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535, 196608-327679")
+async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
+    store: GatedStore,
+) -> None:
+    async with serving(*exports_of(store)) as served, await served.attached() as peer:
+        gate = store.gate("put disk.part")
+        for index in (0, 3, 4):
+            peer.request(nbd.WRITE, index * OBJECT, 4, data=b"lost")
+        await gate.reached(3)
+        server = served.server
+        server._on_signal()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        server._on_signal()
+        assert await asyncio.wait_for(stopping, 5) is False  # though the store hangs
+        assert store.holder
+        assert await peer.closed_by_server()
+        gate.open()
+        served.exports["disk"].device = None  # as the process would end here
+        served.exports["disk"]._lock = None
+
+
+@pytest.mark.expects_log("shutdown was cut short")
+@pytest.mark.expects_log("disk: stays locked; bytes not written back: none")
+async def test_shutdown_that_is_cut_short_while_locking_reports_the_lock(
+    store: GatedStore,
+) -> None:
+    async with serving(*exports_of(store)) as served, await served.greeted() as peer:
+        gate = store.gate("put swiftnbd/canary")
+        peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\6" + bytes(6))
+        await gate.reached()
+        server = served.server
+        server._on_signal()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        server._on_signal()
+        assert await asyncio.wait_for(stopping, 5) is False
+        assert store.holder
+        served.exports["disk"]._lock = None
+
+
+@pytest.mark.expects_log("WRITE 0.4 flags 0x0 failed")
+@pytest.mark.expects_log("disk: kept locked, trying again")
+@pytest.mark.expects_log("disk: memory:disk: put: 503 by script")
+@pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535")
+async def test_stop_that_cannot_write_back_keeps_the_lock_and_says_what_is_lost(
+    store: GatedStore,
+) -> None:
+    async with serving(*exports_of(store), stops_whole=False) as served:
+        store.fail("put disk.part")
+        async with await served.attached() as peer:
+            with pytest.raises(nbd.NbdError):
+                await peer.write(0, b"lost")
+    assert store.holder
+
+
+async def test_client_that_never_reads_its_replies_does_not_keep_the_server_from_stopping(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transmission, "CLOSE_SECONDS_MAX", 0.01)
+    async with serving(*exports_of(store)) as served:
+        peer = await served.attached(receive_buffer=4096)
+        for _ in range(64):
+            peer.request(nbd.READ, 0, 16 * OBJECT)
+        (at_work,) = served.server._transmissions
+        await until(lambda: not at_work._writing)
+        assert await soon(served.server.stop()) is True
+        await peer.reset()
