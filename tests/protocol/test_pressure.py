@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""More than there is room for: connections stall and go on, and nothing grows (design: limits)."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+
+from swiftnbd.server import server as server_module
+from swiftnbd.server import transmission
+from swiftnbd.server.transmission import RECEIVE_BYTES, Transmission
+from tests.support import nbd_client as nbd
+from tests.support.gated_store import GatedStore
+from tests.support.loopback import Peer, Serving, exports_of, request_bytes, serving, soon, until
+
+KiB, MiB = 1024, 1024 * 1024
+OBJECT = 64 * KiB
+
+
+@pytest.fixture
+async def store() -> GatedStore:
+    store = GatedStore("disk", 1024)
+    await store.set_up()
+    return store
+
+
+@pytest.fixture
+async def served(store: GatedStore) -> AsyncIterator[Serving]:
+    async with serving(*exports_of(store)) as served:
+        yield served
+
+
+def only_connection(served: Serving) -> Transmission:
+    (found,) = served.server._transmissions
+    return found
+
+
+async def stalled(served: Serving) -> Transmission:
+    """The only connection, once it has stopped reading."""
+    connection = only_connection(served)
+    await until(lambda: not connection._reading)
+    return connection
+
+
+async def read_replies(peer: Peer, count: int, length: int) -> set[int]:
+    """The cookies of so many replies to reads of ``length`` bytes."""
+    cookies = set()
+    for _ in range(count):
+        cookie, error, data = await peer.reply(length)
+        assert (error, len(data)) == (0, length)
+        cookies.add(cookie)
+    return cookies
+
+
+async def test_client_that_reads_no_replies_is_not_read_from(
+    served: Serving, store: GatedStore
+) -> None:
+    greedy = await served.attached(receive_buffer=4096)
+    greedy.send(*(request_bytes(nbd.READ, 0, MiB, cookie=i) for i in range(100_000)))
+    connection = await stalled(served)
+    await until(lambda: not connection._writing)
+    sent = served.exports["disk"].counters.client_out
+    held = connection._transport.get_write_buffer_size()
+    assert held <= transmission.UNSENT_BYTES_MAX + transmission.BYTES_AT_WORK_MAX + 16 * 128
+    assert sent < 200 * MiB
+    async with await served.attached() as other:
+        for number in range(20):
+            await other.write(number * OBJECT, b"served")
+            assert await other.read(number * OBJECT, 6) == b"served"
+        await other.disconnect()
+    assert served.exports["disk"].counters.client_out < sent + MiB
+    await greedy.reset()
+    await served.check_full_service()
+
+
+async def test_client_that_reads_late_gets_everything(served: Serving) -> None:
+    peer = await served.attached(receive_buffer=4096)
+    count = 300
+    peer.send(*(request_bytes(nbd.READ, i * 512, OBJECT, cookie=i) for i in range(count)))
+    connection = await stalled(served)
+    await until(lambda: not connection._writing)
+    assert await read_replies(peer, count, OBJECT) == set(range(count))
+    await peer.disconnect()
+
+
+async def test_requests_over_the_limit_at_work_wait_their_turn(
+    served: Serving, store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transmission, "REQUESTS_AT_WORK_MAX", 4)
+    gate = store.gate("get disk.part")
+    async with await served.attached() as peer:
+        peer.send(*(request_bytes(nbd.READ, i * OBJECT, 1, cookie=i) for i in range(100)))
+        connection = await stalled(served)
+        await gate.reached(4)
+        assert len(connection._tasks) == 4
+        gate.open()
+        assert await read_replies(peer, 100, 1) == set(range(100))
+        await peer.disconnect()
+
+
+@pytest.mark.parametrize("limit", ["connection", "server"])
+async def test_bytes_over_a_limit_wait_their_turn(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    module = transmission if limit == "connection" else server_module
+    monkeypatch.setattr(module, "BYTES_AT_WORK_MAX", 3 * MiB)
+    async with serving(*exports_of(store)) as served, await served.attached() as peer:
+        gate = store.gate("(get|put) disk.part")
+        for index in range(20):
+            peer.request(nbd.READ, index * MiB, MiB, cookie=index)
+            peer.request(nbd.WRITE, (20 + index) * MiB, MiB, data=bytes(MiB), cookie=20 + index)
+        connection = await stalled(served)
+        assert connection._bytes_at_work == 3 * MiB
+        gate.open()
+        cookies = set()
+        for _ in range(40):
+            magic, error, cookie = struct.unpack(">IIQ", await peer.receive(16))
+            assert (magic, error) == (0x67446698, 0)
+            await peer.receive(MiB if cookie < 20 else 0)
+            cookies.add(cookie)
+        assert cookies == set(range(40))
+        await peer.disconnect()
+
+
+async def test_connections_that_share_the_budget_all_finish(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 2 * MiB)
+    async with serving(*exports_of(store)) as served:
+        peers = [await served.attached() for _ in range(6)]
+
+        async def use(number: int, peer: Peer) -> None:
+            for step in range(10):
+                offset = (number * 10 + step) * MiB
+                data = bytes([number + 1]) * MiB
+                await peer.write(offset, data)
+                assert await peer.read(offset, MiB) == data
+            await peer.disconnect()
+
+        await asyncio.gather(*(use(*each) for each in enumerate(peers)))
+        await served.check_full_service()
+
+
+async def test_connection_that_ends_while_it_waits_for_the_budget_is_forgotten(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 2 * MiB)
+    async with serving(*exports_of(store)) as served:
+        gate = store.gate("get disk.part")
+        holder = await served.attached()
+        holder.request(nbd.READ, 0, 2 * MiB, cookie=1)
+        await gate.reached()
+        waiting = await served.attached()
+        waiting.request(nbd.READ, 8 * MiB, MiB)
+        waiting.request(nbd.DISC)
+        await until(lambda: any(x._waits_for_budget for x in served.server._transmissions))
+        await waiting.reset()
+        gate.open()
+        await holder.reply(2 * MiB)
+        await holder.disconnect()
+        await served.check_full_service()
+
+
+async def test_flood_of_hits_leaves_time_for_others(served: Serving) -> None:
+    flooding, other = await served.attached(), await served.attached()
+    count = 50_000
+    await other.read(0, 1)
+    flooding.send(*(request_bytes(nbd.READ, 0, 1, cookie=i) for i in range(count)))
+    for _ in range(10):
+        await other.read(0, 1)
+    answered = served.exports["disk"].counters.client_out
+    assert answered < count  # the ten came in between
+    await flooding.receive(17 * count)
+    for peer in (flooding, other):
+        await peer.disconnect()
+
+
+async def test_payloads_that_straddle_the_buffer_are_received_whole(served: Serving) -> None:
+    """Each size once behind others, so that headers and payloads are cut at every place."""
+    async with await served.attached() as peer:
+        sizes = [1, 511, 4 * KiB, RECEIVE_BYTES - 28, 100_000, RECEIVE_BYTES + 1, 3, MiB, 65_000]
+        offset = 0
+        written: list[tuple[int, bytes]] = []
+        for round_ in range(3):
+            for number, size in enumerate(sizes):
+                data = bytes([round_ * 10 + number + 1]) * size
+                peer.request(nbd.WRITE, offset, size, data=data, cookie=len(written))
+                written.append((offset, data))
+                offset += size
+        assert {(await peer.reply())[:2] for _ in written} == {(i, 0) for i in range(len(written))}
+        for at, data in written:
+            assert await peer.read(at, len(data)) == data
+        await peer.disconnect()
+
+
+async def test_reset_while_many_replies_are_sent_makes_no_noise(served: Serving) -> None:
+    """asyncio warns of each write to a dead socket; we must not go on writing."""
+    for _ in range(5):
+        peer = await served.attached(receive_buffer=4096)
+        peer.send(*(request_bytes(nbd.READ, 0, 4 * MiB, cookie=i) for i in range(500)))
+        connection = await stalled(served)
+        await until(lambda connection=connection: not connection._writing)  # type: ignore[misc]
+        await peer.reset()
+        await served.idle()
+    await served.check_full_service()
+
+
+async def test_replies_at_the_transports_limit_are_resumed_again_and_again(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transmission, "UNSENT_BYTES_MAX", 16 * KiB)
+    monkeypatch.setattr(transmission, "WRITE_BATCH_BYTES", 8 * KiB)
+    monkeypatch.setattr(transmission, "REQUESTS_PER_TURN_MAX", 3)
+    async with await served.attached(receive_buffer=4096) as peer:
+        count = 500
+        peer.send(*(request_bytes(nbd.READ, i * 4096, 4096, cookie=i) for i in range(count)))
+        assert await soon(read_replies(peer, count, 4096)) == set(range(count))
+        await peer.disconnect()
