@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.options import KIB, MIB, Options
 from benchmarks.processes import Server, find, timed
-from benchmarks.results import Comparison, Results, in_pairs, spread
+from benchmarks.results import Comparison, Results, in_pairs
 from benchmarks.swift import Swift, real_swift
 
 PART = "copy"
@@ -52,12 +52,8 @@ def _measure_size(
         results.comparison(PART, f"CPU of the server, in, {size}", "s/GiB", "raw client"),
         results.comparison(PART, f"CPU of the server, out, {size}", "s/GiB", "raw client"),
     )
-    for number in range(1, options.copy_pairs + 1):
-        options.say(f"pair {number} of {options.copy_pairs}")
+    for _ in range(options.copy_pairs):
         _pair(swift, image, data, object_size, rows, options)
-    for row in (rows.into, rows.out):
-        noise = results.figure(PART, f"noise: spread of {row.peer_name}, {size}", "of median")
-        noise.values.append(spread(row.peer))
 
 
 def _pair(

@@ -65,12 +65,12 @@ class Results:
         }
 
     def table(self) -> str:
-        """For people: medians, and the smallest and largest value."""
+        """For people: medians, and the smallest and largest value. Noise: the peer's spread."""
         compared = [_comparison_cells(row) for row in self.comparisons if row.ours]
         figures = [_figure_cells(row) for row in self.figures if row.values]
         blocks = []
         if compared:
-            head = ["what", "unit", "ours", "peer", "", "ratio", "min - max", "pairs"]
+            head = ["what", "unit", "ours", "peer", "", "noise", "ratio", "min - max", "pairs"]
             blocks.append(_aligned([head, *compared]))
         if figures:
             blocks.append(_aligned([["what", "unit", "median", "min - max", "runs"], *figures]))
@@ -86,13 +86,12 @@ def in_pairs(
     say: Callable[[str], None],
 ) -> None:
     """Measure ours, the peer, ours, the peer, ... A peer that is None is not installed."""
-    for number in range(1, pairs + 1):
+    for _ in range(pairs):
         comparison.ours.append(ours())
-        text = f"{comparison.what}: {number}/{pairs}: {_number(comparison.ours[-1])}"
+        text = f"{comparison.what}, {len(comparison.ours)}: {_number(comparison.ours[-1])}"
         if peer is not None:
             comparison.peer.append(peer())
-            text += f" : {_number(comparison.peer[-1])} {comparison.unit}"
-            text += f" = {comparison.ratios[-1]:.2f}"
+            text += f" / {_number(comparison.peer[-1])} = {comparison.ratios[-1]:.2f}"
         say(text)
 
 
@@ -126,12 +125,13 @@ def _figure_json(row: Figure) -> dict[str, Any]:
 def _comparison_cells(row: Comparison) -> list[str]:
     cells = [f"{row.part}: {row.what}", row.unit, _number(statistics.median(row.ours))]
     if not row.peer:
-        return [*cells, "-", f"{row.peer_name}: missing", "-", "-", str(len(row.ours))]
+        return [*cells, "-", f"{row.peer_name}: missing", "-", "-", "-", str(len(row.ours))]
     ratios = row.ratios
     return [
         *cells,
         _number(statistics.median(row.peer)),
         row.peer_name,
+        f"{spread(row.peer):.0%}",
         f"{statistics.median(ratios):.2f}",
         f"{min(ratios):.2f} - {max(ratios):.2f}",
         str(len(ratios)),
