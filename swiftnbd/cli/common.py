@@ -53,9 +53,9 @@ def on_container(
     return run.run_interruptible(PROGRAM, work)
 
 
-async def read_container(store: Store, name: str) -> ContainerInfo:
-    """What the store knows of the container, which must exist."""
-    info = await store.info()
+async def read_container(store: Store, name: str, *, count: bool = False) -> ContainerInfo:
+    """What the store knows of the container, which must exist; what it holds, if to ``count``."""
+    info = await store.info(count=count)
     if info is None:
         raise ContainerMissing(f"{name} doesn't exist")
     return info

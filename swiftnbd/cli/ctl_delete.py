@@ -49,11 +49,11 @@ def delete_command(options: SharedOptions, *, container: str, yes: bool) -> int:
 
 async def summarize(store: Store, *, name: str) -> str:
     """What would be lost."""
-    info = await read_container(store, name)
+    info = await read_container(store, name, count=True)
     disk = read_disk(info, name)
     return (
         f"{name}, a disk of {format_size(disk.geometry.size)}, "
-        f"with its {info.objects} objects ({format_size(info.bytes_used)})"
+        f"with its {info.objects} objects ({format_size(info.bytes_used or 0)})"
     )
 
 

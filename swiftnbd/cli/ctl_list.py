@@ -43,21 +43,22 @@ def list_command(options: SharedOptions, *, simple: bool) -> int:
     """List all containers and their information."""
     auth = options.auth()
     exports = options.exports(auth)
-    results = run.run_interruptible(PROGRAM, lambda: _describe_all(auth, exports))
+    table = sys.stdout.isatty() and not simple
+    results = run.run_interruptible(PROGRAM, lambda: _describe_all(auth, exports, count=table))
     rows = [result for result in results if isinstance(result, Row)]
     failures = [result for result in results if not isinstance(result, Row)]
-    if simple or not sys.stdout.isatty():
+    if table and rows:
+        _print_table(rows)
+    else:
         for row in rows:
             click.echo(simple_line(row.name, row.disk))
-    elif rows:
-        _print_table(rows)
     for failure in failures:
         tell(str(failure))
     return common_exit_code(failures)
 
 
 async def _describe_all(
-    auth: AuthConfig, exports: Sequence[ExportConfig]
+    auth: AuthConfig, exports: Sequence[ExportConfig], *, count: bool
 ) -> list[Row | SwiftnbdError]:
     import asyncio
 
@@ -68,7 +69,7 @@ async def _describe_all(
     async def describe_one(stores: Stores, export: ExportConfig) -> Row | SwiftnbdError:
         async with slots:
             try:
-                return await describe(stores.open(export), export.name)
+                return await describe(stores.open(export), export.name, count=count)
             except AccessRefused as error:
                 return AccessRefused(f"{export.name}: {error}")  # a login names no container
             except SwiftnbdError as error:
@@ -78,9 +79,9 @@ async def _describe_all(
         return await asyncio.gather(*(describe_one(stores, export) for export in exports))
 
 
-async def describe(store: Store, name: str) -> Row:
+async def describe(store: Store, name: str, *, count: bool = False) -> Row:
     """Read one container's row."""
-    info = await read_container(store, name)
+    info = await read_container(store, name, count=count)
     return Row(name, info, read_disk(info, name))
 
 
@@ -110,7 +111,7 @@ def _print_table(rows: Sequence[Row]) -> None:
             format_size(geometry.size),
             str(geometry.objects),
             format_size(geometry.object_size),
-            format_size(row.info.bytes_used),
+            format_size(row.info.bytes_used or 0),
             f"locked by {describe_holder(row.disk.client)}" if row.disk.client else "unlocked",
         )
         table.add_row(*(Text(cell) for cell in cells))  # Text: a name is never markup

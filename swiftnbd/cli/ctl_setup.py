@@ -187,7 +187,7 @@ def _refuse_locked(info: ContainerInfo, name: str) -> None:
 async def _refuse_in_use(store: Store, info: ContainerInfo, name: str) -> None:
     if is_set_up(info.metadata):
         raise SwiftnbdError(f"{name} has already been setup; to set it up again, use --force")
-    if info.objects or await store.listing(limit=1):  # the count may lag behind
+    if await store.listing(limit=1):
         raise SwiftnbdError(f"{name} holds objects that are no disk's; to use it, give --force")
 
 

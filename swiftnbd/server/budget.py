@@ -14,10 +14,10 @@ class Budget:
         self.left = limit
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def take(self, amount: int) -> bool:
-        """Take ``amount`` bytes, if so many are left."""
+    def take(self, amount: int, allowance: int = 0) -> bool:
+        """Take ``amount`` bytes, if so many are left; up to ``allowance`` even if they are not."""
         assert amount <= self.limit, "this could never be granted"
-        if amount > self.left:
+        if amount > max(self.left, allowance):
             return False
         self.left -= amount
         return True

@@ -44,6 +44,7 @@ from swiftnbd.store.base import Buffer
 RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payloads bypass it
 REQUESTS_AT_WORK_MAX = 256  # per connection; the kernel client has 128 in flight, nbdcopy 64
 BYTES_AT_WORK_MAX = 64 * 1024 * 1024  # per connection: two requests of the largest size
+ALLOWANCE_BYTES = 1024 * 1024  # at work on one connection, even if others hold all the budget
 REQUESTS_PER_TURN_MAX = 512  # about 5 ms of cache hits, then the other connections have a turn
 WRITE_BATCH_BYTES = 1024 * 1024  # replies collected before they are handed to the transport
 UNSENT_BYTES_MAX = 2 * 1024 * 1024  # in the transport before we stop reading from this client
@@ -177,7 +178,7 @@ class Transmission(asyncio.BufferedProtocol):
             return False
         if self._bytes_at_work and self._bytes_at_work + amount > BYTES_AT_WORK_MAX:
             return False
-        if not self._budget.take(amount):
+        if not self._budget.take(amount, 0 if self._bytes_at_work else ALLOWANCE_BYTES):
             self._waits_for_budget = True
             self._budget.when_given(self._budget_given)
             return False

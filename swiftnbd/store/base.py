@@ -44,15 +44,15 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class ContainerInfo:
-    """A container's metadata and what the store counts in it (both may lag behind).
+    """A container's metadata and what it holds (counts may lag behind; None: not counted).
 
     ``metadata`` keys are lower case, with dashes, without the ``X-Container-Meta-`` prefix.
     ``versioned``: an overwrite or delete keeps the old bytes somewhere, and they are paid for.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
-    objects: int = 0
-    bytes_used: int = 0
+    objects: int | None = None
+    bytes_used: int | None = None
     policy: str = ""
     versioned: bool = False
 
@@ -113,8 +113,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def info(self) -> ContainerInfo | None:
-        """The container's metadata, or None if there is no container."""
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
+        """The container's metadata, or None if there is no container.
+
+        A store that would have to look at every object for it counts only if told to.
+        """
 
     @abstractmethod
     async def set_metadata(self, changes: Mapping[str, str]) -> None:

@@ -105,8 +105,8 @@ class DirectoryStore(Store):
             "listing", partial(self._folder.listing, prefix, after, before, limit)
         )
 
-    async def info(self) -> ContainerInfo | None:
-        return await self._run("info", self._folder.info)
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
+        return await self._run("info", partial(self._folder.info, count))
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:
         check_metadata(changes)

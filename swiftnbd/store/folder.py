@@ -23,10 +23,8 @@ What a folder cannot do: hold both an object ``a`` and an object ``a/b``. That i
 import fcntl
 import heapq
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from errno import EEXIST, ENOTEMPTY
 from hashlib import md5
 from pathlib import Path
@@ -78,17 +76,6 @@ POLICY = "directory"  # the only storage policy there is
 
 PUT_TRIES_MAX = 3  # somebody removed the empty folder we were about to write into
 FOLDERS_REMEMBERED_MAX = 1024
-COUNT_SECONDS_FREE = 0.02  # counting some thousand objects
-COUNT_REST = 20  # a count is good for so many times what it took: at most 5 % of a thread
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """What `Folder.info` counted, and until when on the monotonic clock that will do."""
-
-    objects: int
-    bytes_used: int
-    good_until: float
 
 
 class Folder:
@@ -100,7 +87,6 @@ class Folder:
         self.label = f"file:{container}"
         self._etags = Etags()
         self._cleaned = False
-        self._counted: Count | None = None
         self._synced: set[tuple[int, int]] = set()  # folders whose own names are durable
 
     # Objects
@@ -185,16 +171,16 @@ class Folder:
 
     # The container
 
-    def info(self) -> ContainerInfo | None:
+    def info(self, count: bool) -> ContainerInfo | None:
         try:
             with self._container() as top:
                 metadata = _read_metadata(top)
-                count = self._count(top)
+                if not count:
+                    return ContainerInfo(metadata, policy=POLICY)
+                sizes = [object_size(top, name) or 0 for name in object_names(top)]
         except ContainerMissing:
             return None
-        return ContainerInfo(
-            metadata=metadata, objects=count.objects, bytes_used=count.bytes_used, policy=POLICY
-        )
+        return ContainerInfo(metadata, len(sizes), sum(sizes), POLICY)
 
     def set_metadata(self, changes: Mapping[str, str]) -> None:
         with self._container(), self._locked(), self._container() as top:
@@ -263,19 +249,6 @@ class Folder:
         with opened(str(self.root / LOCK_FILE), os.O_RDWR | os.O_CREAT) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
-
-    def _count(self, top: int) -> Count:
-        """Count the objects, unless that took long and was done only a while ago."""
-        begin = time.monotonic()
-        known = self._counted
-        if known is not None and begin < known.good_until:
-            return known
-        sizes = [object_size(top, name) or 0 for name in object_names(top)]
-        took = time.monotonic() - begin
-        # What takes no time needs no rest, so small containers are always counted exactly.
-        rest = COUNT_REST * took if took > COUNT_SECONDS_FREE else 0.0
-        self._counted = Count(len(sizes), sum(sizes), begin + took + rest)
-        return self._counted
 
     def _clean_once(self, top: int) -> None:
         if not self._cleaned:

@@ -127,7 +127,7 @@ class MemoryStore(Store):
         )
         return [Listed(name, len(objects[name].data)) for name in names[:limit]]
 
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         container = self.account.containers.get(self.name)
         if container is None:
             return None

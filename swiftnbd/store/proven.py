@@ -192,7 +192,7 @@ class Proven(Store):
             raise self._container_missing()
         return rows
 
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         return await self._prove("HEAD", self._account_prober, self._store.info)
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:

@@ -136,8 +136,8 @@ class Retrying(Store):
             lambda _: self._store.listing(prefix=prefix, after=after, before=before, limit=limit),
         )
 
-    async def info(self) -> ContainerInfo | None:
-        return await self._retry("HEAD", lambda _: self._store.info())
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
+        return await self._retry("HEAD", lambda _: self._store.info(count=count))
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:
         await self._retry("POST", lambda _: self._store.set_metadata(changes))

@@ -168,7 +168,7 @@ class SwiftStore(Store):
             raise self._container_failure(what, answer)
         return _rows(what, answer.body)
 
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         what = f"{self.label}: HEAD"
         answer = await self._account.request(what, "HEAD", self._path)
         if answer.status == 404:

@@ -116,8 +116,8 @@ def container_info(headers: Mapping[str, str]) -> ContainerInfo:
     )
     return ContainerInfo(
         metadata=metadata,
-        objects=number(headers, "x-container-object-count") or 0,
-        bytes_used=number(headers, "x-container-bytes-used") or 0,
+        objects=number(headers, "x-container-object-count"),
+        bytes_used=number(headers, "x-container-bytes-used"),
         policy=headers.get("x-storage-policy", ""),
         versioned=versioned,
     )

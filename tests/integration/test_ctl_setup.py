@@ -200,8 +200,8 @@ async def test_quota_smaller_than_the_disk_is_warned_of(
 
 async def test_versioned_container_is_warned_of(told: Told) -> None:
     class Versioned(MemoryStore):
-        async def info(self) -> ContainerInfo | None:
-            info = await super().info()
+        async def info(self, *, count: bool = False) -> ContainerInfo | None:
+            info = await super().info(count=count)
             return info and ContainerInfo(info.metadata, versioned=True)
 
     await run(Versioned(NAME), told)

@@ -343,7 +343,7 @@ class StoreContract:
     async def test_container_life(self, fresh: Store) -> None:
         assert await fresh.info() is None
         assert await fresh.create_container({"key": "value"}) is True
-        info = await fresh.info()
+        info = await fresh.info(count=True)
         assert info is not None
         assert (dict(info.metadata), info.objects, info.versioned) == ({"key": "value"}, 0, False)
         assert info.policy
@@ -360,7 +360,7 @@ class StoreContract:
         await store.put("a/1", b"12345")
         await store.put("a/2", b"678")
         await store.renew("a/1", "token")
-        info = await store.info()
+        info = await store.info(count=True)
         assert info is not None
         assert (info.objects, info.bytes_used) == (2, 8)
 

@@ -87,7 +87,7 @@ class Shaky(MemoryStore):
         rows: list[Listed] = await self._do("listing", **options)
         return rows
 
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         info: ContainerInfo | None = await self._do("info")
         return info
 

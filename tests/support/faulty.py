@@ -227,9 +227,9 @@ class Faulty(Store):
         async with self._call("listing"):
             return await self.store.listing(prefix=prefix, after=after, before=before, limit=limit)
 
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         async with self._call("info"):
-            return await self.store.info()
+            return await self.store.info(count=count)
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:
         async with self._call("set_metadata"):

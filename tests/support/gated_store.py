@@ -122,9 +122,9 @@ class GatedStore(MemoryStore):
         await self._before(f"delete {name}")
         return await super().delete(name)
 
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         await self._before("info")
-        return await super().info()
+        return await super().info(count=count)
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:
         call = f"set {dict(changes)}"

@@ -26,6 +26,17 @@ async def test_what_is_given_can_be_taken_again() -> None:
     assert budget.take(3)
 
 
+def test_allowance_is_granted_when_nothing_is_left_and_is_owed() -> None:
+    budget = Budget(10)
+    assert budget.take(8)
+    assert budget.take(3, allowance=3)
+    assert budget.left == -1
+    assert not budget.take(4, allowance=3)
+    assert not budget.take(1)
+    assert budget.take(3, allowance=3)
+    assert budget.left == -4
+
+
 def test_more_than_the_limit_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="never"):
         Budget(10).take(11)

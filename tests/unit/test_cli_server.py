@@ -16,12 +16,12 @@ GOOD = setup_metadata(Geometry(4, 4096))
 
 
 class Refusing(MemoryStore):
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         raise AccessRefused("login of somebody refused")
 
 
 class Unreachable(MemoryStore):
-    async def info(self) -> ContainerInfo | None:
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
         raise StoreUnavailable("no answer in 60 s")
 
 
