@@ -152,7 +152,7 @@ async def test_connection_that_ends_while_it_waits_for_the_budget_is_forgotten(
         holder.request(nbd.READ, 0, 2 * MiB, cookie=1)
         await gate.reached()
         waiting = await served.attached()
-        waiting.request(nbd.READ, 8 * MiB, MiB)
+        waiting.request(nbd.READ, 8 * MiB, 2 * MiB)
         waiting.request(nbd.DISC)
         await until(lambda: any(x._waits_for_budget for x in served.server._transmissions))
         await waiting.reset()
@@ -160,6 +160,32 @@ async def test_connection_that_ends_while_it_waits_for_the_budget_is_forgotten(
         await holder.reply(2 * MiB)
         await holder.disconnect()
         await served.check_full_service()
+
+
+async def test_export_whose_store_hangs_cannot_use_up_the_budget_of_another(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 2 * MiB)
+    sound = GatedStore("sound", 1024)
+    await sound.set_up()
+    async with serving(*exports_of(store, sound)) as served:
+        gate = store.gate("get disk.part")
+        async with await served.attached(b"disk") as stuck:
+            stuck.request(nbd.READ, 0, 2 * MiB)
+            await gate.reached()
+            await served_fully(served, b"sound")
+            gate.open()
+            await stuck.reply(2 * MiB)
+
+
+async def served_fully(served: Serving, name: bytes) -> None:
+    """Requests of every usual size, one at a time, on an export of this server."""
+    async with await served.attached(name) as peer:
+        for size in (512, 4 * KiB, OBJECT, MiB):
+            await peer.write(size, b"x" * size)
+            await peer.flush()
+            await peer.read(size * 2, size)
+        await peer.disconnect()
 
 
 async def test_flood_of_hits_leaves_time_for_others(served: Serving) -> None:
