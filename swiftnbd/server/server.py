@@ -9,6 +9,7 @@ not be written back is named, and its container stays locked.
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
@@ -69,7 +70,9 @@ class Server:
                 lambda: _Accept(self), host, port, backlog=CONNECTIONS_MAX
             )
         except OSError as error:
-            reason = error.strerror or str(error)
+            # the event loop puts a sentence of its own around the reason
+            known = error.errno is not None and error.errno > 0  # gaierror's are negative
+            reason = os.strerror(error.errno) if known else error.strerror or str(error)
             raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from None
         address = self._listener.sockets[0].getsockname()
         log.info("serving on %s port %d", address[0], address[1])
