@@ -70,10 +70,7 @@ class Server:
                 lambda: _Accept(self), host, port, backlog=CONNECTIONS_MAX
             )
         except OSError as error:
-            # the event loop puts a sentence of its own around the reason
-            known = error.errno is not None and error.errno > 0  # gaierror's are negative
-            reason = os.strerror(error.errno) if known else error.strerror or str(error)
-            raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from None
+            raise ConfigError(f"cannot listen on {host} port {port}: {_reason(error)}") from None
         address = self._listener.sockets[0].getsockname()
         log.info("serving on %s port %d", address[0], address[1])
         return [export_uri(address[0], address[1], name) for name in self._exports]
@@ -190,6 +187,13 @@ async def _let_go(export: Export) -> None:
         await export.shut_down()
     except SwiftnbdError as error:
         log.error("%s: %s", export.name, error)
+
+
+def _reason(error: OSError) -> str:
+    """Why it failed, without the sentence that the event loop puts around it."""
+    if error.errno is not None and error.errno > 0:  # those of name resolution are negative
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 class _Accept(asyncio.Protocol):
