@@ -37,7 +37,7 @@ SETTLE_SECONDS_DEFAULT = 0.25  # several times what a healthy Swift needs to rea
 
 _CLIENT = META_PREFIX + "client"
 _LAST = META_PREFIX + "last"
-_MARK = re.compile(r"(?P<who>.+)@(?P<since>[0-9]{1,12})")
+_MARK = re.compile(r"(?P<who>.+)@(?P<since>[0-9]{1,11})")  # 12 digits reach beyond the year 9999
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,9 @@ class Lock:
         return (await self._read()).client == self.mark
 
     async def release(self) -> None:
-        """Take our mark away; a mark that is not ours is left, with a WARNING."""
+        """Take our mark and canary away; what is not ours is left, a mark with a WARNING."""
         self.store.set_canary(None)
-        await self.store.delete(CANARY)
+        await self._lower_canary()
         holder = (await self._read()).client
         if holder != self.mark:
             log.warning(
@@ -126,10 +126,14 @@ class Lock:
 
     async def _undo(self) -> None:
         """Take back what a failed `acquire` may have done; what cannot be stays locked."""
+        await self._lower_canary()
+        await self.store.set_metadata({_CLIENT: ""})
+
+    async def _lower_canary(self) -> None:
+        """Delete our canary; another holder's is what proves absence to them."""
         blob = await self.store.get(CANARY, newest=True)
         if blob is not None and blob.data == self._canary:
             await self.store.delete(CANARY)
-        await self.store.set_metadata({_CLIENT: ""})
 
     async def _read(self) -> DiskInfo:
         info = await self.store.info()
