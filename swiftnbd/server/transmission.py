@@ -296,7 +296,7 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _refuse(self, request: Request, error: ExportError) -> None:
         """Answer at once; the payload that comes anyway is skipped ("MUST" stay in sync)."""
-        log.info("%s: refused: %s", self._peer, error)
+        log.debug("%s: refused: %s", self._peer, error)
         self._start += _HEADER_BYTES
         self._reply(request.cookie, wire_error(error.errno))
         if request.command == _WRITE:

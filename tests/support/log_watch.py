@@ -49,6 +49,12 @@ class LogWatch(logging.Handler):
         ]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare the collection after each test all that was imported: that is most of its cost."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name, verb in (("expects_log", "must"), ("allows_log", "may")):
         config.addinivalue_line("markers", f"{name}(regex): a WARNING or ERROR that {verb} come")
