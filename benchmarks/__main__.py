@@ -4,7 +4,6 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from benchmarks import attach, cached, copying, memory
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
-from benchmarks.processes import PACKAGES, version
+from benchmarks.processes import PACKAGES, run, version
 from benchmarks.results import Missing, Results
 
 MEASURES = {
@@ -71,10 +70,11 @@ def _machine(begin: float) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    directory = Path(__file__).parent
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return run(command).strip()
+    except (RuntimeError, OSError):
+        return "unknown"  # no git, or not a clone
 
 
 if __name__ == "__main__":
