@@ -8,8 +8,9 @@ fails them, because a suite that silently tests less is no suite.
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import pytest
 
@@ -75,9 +76,23 @@ def run(
     return done
 
 
-def start(program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
-    """Start a program in the background, silent; the caller ends it."""
-    command = [str(find(program)), *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+class Output:
+    """Lines of one pipe, read by a thread of its own."""
+
+    def __init__(self, stream: IO[str], changed: threading.Condition) -> None:
+        self.lines: list[str] = []
+        self.ended = False
+        self._stream = stream
+        self._changed = changed
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+        self._stream.close()

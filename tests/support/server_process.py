@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
+
+from tests.support.clients import Output
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 60.0
@@ -50,28 +51,6 @@ def ctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]
     if check and done.returncode:
         pytest.fail(f"swiftnbd-ctl {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
-
-
-class Output:
-    """Lines of one pipe, read by a thread of its own."""
-
-    def __init__(self, stream: IO[str], changed: threading.Condition) -> None:
-        self.lines: list[str] = []
-        self.ended = False
-        self._stream = stream
-        self._changed = changed
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        for line in self._stream:
-            with self._changed:
-                self.lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self.ended = True
-            self._changed.notify_all()
-        self._stream.close()
 
 
 class ServerProcess:

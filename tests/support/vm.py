@@ -6,8 +6,7 @@ nbd-client, e2fsprogs, mount and rsync with their libraries. Both are built once
 under ``~/.cache/swiftnbd-tests``, named by a hash of all that goes into them. `vm_init.sh` is
 the first process; it runs one of the ``vm_*.sh`` scripts and prints a line per step::
 
-    lines = vm.boot("roundtrip", port=server.port, export="disk")
-    assert vm.passed(lines) == vm.steps("roundtrip")
+    vm.boot("roundtrip", port=server.port, export="disk")
 """
 
 import fcntl
@@ -17,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +24,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import find, missing, run
+from tests.support.clients import Output, find, missing, run
 
 BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
 UNUSED_SECONDS_MAX = 7 * 24 * 3600
 PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync")
 MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
-SCRIPTS = ("init", "roundtrip")
+SCRIPTS = ("init", "powercut", "recover", "roundtrip")
 
 _HERE = Path(__file__).parent
 _BUILD_VERSION = "1"  # change it when the build itself changes
@@ -42,29 +42,67 @@ def steps(script: str) -> list[str]:
     return ["boot", *re.findall(r"^step (\w+)", text, re.MULTILINE), "end"]
 
 
-def passed(lines: list[str]) -> list[str]:
-    """The names of the steps that passed."""
-    found = (re.search(r"PASS (\w+)$", line) for line in lines)
-    return [match[1] for match in found if match]
+class Machine:
+    """A VM that runs one script. End it with `wait` or `cut_power`."""
+
+    def __init__(self, script: str, *, port: int, export: str) -> None:
+        kernel, initramfs = _images()
+        words = f"port={port} export={export} script={script}"
+        command = [
+            *(str(find("qemu-system-x86_64")), "-accel", "tcg,thread=multi", "-cpu", "max"),
+            *("-smp", "2", "-m", "512", "-nographic", "-no-reboot", "-nodefaults"),
+            *("-serial", "stdio", "-netdev", "user,id=n0"),
+            *("-device", "virtio-net-pci,netdev=n0,romfile="),
+            *("-kernel", str(kernel), "-initrd", str(initramfs)),
+            *("-append", f"console=ttyS0 quiet panic=-1 tsc=unstable {words}"),
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert self.process.stdout is not None
+        self._changed = threading.Condition()
+        self._console = Output(self.process.stdout, self._changed)
+
+    @property
+    def console(self) -> str:
+        return "\n".join(self._console.lines)
+
+    def passed(self) -> list[str]:
+        """The names of the steps that passed."""
+        return re.findall(r"PASS (\w+)", self.console)
+
+    def wait_for(self, text: str) -> None:
+        """Wait for a text on the console."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: text in self.console or self._console.ended, BOOT_SECONDS_MAX
+            )
+        if text not in self.console:
+            self.cut_power()
+            pytest.fail(f"the VM never said {text!r}:\n{self.console}")
+
+    def wait(self) -> None:
+        """Wait until it has powered itself off."""
+        self.wait_for("Power down")
+        self.process.wait(BOOT_SECONDS_MAX)
+
+    def cut_power(self) -> None:
+        """Be gone at once."""
+        self.process.kill()
+        self.process.wait()
 
 
-def boot(script: str, *, port: int, export: str) -> list[str]:
-    """Run a script in the VM and return the lines of its console."""
-    kernel, initramfs = _images()
-    words = f"port={port} export={export} script={script}"
-    command = [
-        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512"),
-        *("-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"),
-        *("-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="),
-        *("-kernel", str(kernel), "-initrd", str(initramfs)),
-        *("-append", f"console=ttyS0 quiet panic=-1 tsc=unstable {words}"),
-    ]
-    try:
-        done = run("qemu-system-x86_64", *command, seconds=BOOT_SECONDS_MAX)
-    except subprocess.TimeoutExpired as error:
-        said = (error.stdout or b"").decode(errors="replace")
-        pytest.fail(f"the VM still ran after {BOOT_SECONDS_MAX} s:\n{said}")
-    return [line.strip("\r") for line in done.stdout.splitlines()]
+def boot(script: str, *, port: int, export: str) -> Machine:
+    """Run a script to its end; all of its steps must pass."""
+    machine = Machine(script, port=port, export=export)
+    machine.wait()
+    assert machine.passed() == steps(script), machine.console
+    return machine
 
 
 def _images() -> tuple[Path, Path]:
