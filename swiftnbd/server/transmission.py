@@ -25,7 +25,6 @@ from swiftnbd.protocol.constants import (
     REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
     Command,
-    CommandFlag,
     Error,
 )
 from swiftnbd.protocol.errors import wire_error
@@ -39,6 +38,7 @@ from swiftnbd.protocol.requests import (
     simple_reply,
 )
 from swiftnbd.server.budget import Budget
+from swiftnbd.server.perform import Described, perform
 from swiftnbd.store.base import Buffer
 
 RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payloads bypass it
@@ -339,46 +339,22 @@ class Transmission(asyncio.BufferedProtocol):
 
     async def _serve(self, request: Request, payload: Buffer) -> None:
         cost = request.length if request.command in (_READ, _WRITE) else 0
+        described = Described(request)
+        log.debug("%s: %s", self._peer, described)
         try:
-            pieces = await self._perform(request, payload)
+            pieces = await perform(self._device, request, payload, self._counters)
         except SwiftnbdError as error:
-            log.error("%s: %s failed: %s", self._peer, _describe(request), error)
+            log.error("%s: %s failed: %s", self._peer, described, error)
             self._reply(request.cookie, wire_error(error.errno))
         except asyncio.CancelledError:
             self._give_back(cost)
             raise
         except Exception:
-            log.exception("%s: %s failed", self._peer, _describe(request))
+            log.exception("%s: %s failed", self._peer, described)
             self._reply(request.cookie, Error.EIO)
         else:
             self._reply(request.cookie, pieces=pieces)
         self._out_cost += cost
-
-    async def _perform(self, request: Request, payload: Buffer) -> Sequence[Buffer]:
-        """Carry out a checked request; the bytes of a READ are returned."""
-        offset, length = request.offset, request.length
-        fua = bool(request.flags & CommandFlag.FUA)
-        log.debug("%s: %s", self._peer, _describe(request))
-        match request.command:
-            case Command.READ:
-                pieces = await self._device.read(offset, length)
-                self._counters.client_out += length
-                return pieces
-            case Command.WRITE:
-                await self._device.write(offset, payload, fua=fua)
-                self._counters.client_in += length
-            case Command.FLUSH:
-                await self._device.flush()
-            case Command.TRIM:
-                await self._device.trim(offset, length, fua=fua)
-            case Command.CACHE:
-                await self._device.prefetch(offset, length)
-            case Command.WRITE_ZEROES:
-                no_hole = bool(request.flags & CommandFlag.NO_HOLE)
-                await self._device.zero(offset, length, no_hole=no_hole, fua=fua)
-            case _:
-                raise AssertionError(f"command {request.command} was checked but is not done")
-        return ()
 
     # Replying
 
@@ -415,11 +391,3 @@ def close(transport: asyncio.Transport) -> None:
     transport.close()
     if transport.get_write_buffer_size():
         asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, transport.abort)
-
-
-def _describe(request: Request) -> str:
-    try:
-        name = Command(request.command).name
-    except ValueError:
-        name = f"command {request.command}"
-    return f"{name} {request.offset}+{request.length} flags {request.flags:#x}"

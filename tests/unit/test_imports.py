@@ -26,7 +26,12 @@ LAYERS = {
 }
 # Beside each other in a layer, or below but none of their business
 FORBIDDEN = {("protocol", "store"), ("store", "protocol"), ("export", "protocol")}
-BOTH_WORLDS = {"server/negotiation.py", "server/transmission.py", "server/server.py"}
+BOTH_WORLDS = {
+    "server/negotiation.py",
+    "server/perform.py",
+    "server/server.py",
+    "server/transmission.py",
+}
 IMPURE = {
     "aiohttp", "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib",
     "random", "select", "selectors", "signal", "socket", "ssl", "subprocess", "threading", "time",
