@@ -23,7 +23,7 @@ from tests.model.oracle import TAGS_MAX, Oracle
 from tests.support.disks import SIZE, TURNS, joined, name, turns
 from tests.support.faulty import Call, Fault, Faulty, Gate, Script, failing, reply_lost, short_body
 
-OBJECTS = 8
+OBJECTS, CACHED = 6, 4
 DISK = OBJECTS * SIZE
 TURNS_MAX = 3000  # of the event loop, for what nothing holds up
 AT_WORK_MAX = 8  # requests, before new ones wait for old ones
@@ -31,14 +31,25 @@ CLIENT = Client("peer", "client.example", 4242)
 
 T = TypeVar("T")
 
+# Close together, so that requests meet in one block and blocks are evicted all the same.
 OFFSETS = st.builds(
     lambda index, start: index * SIZE + start,
     st.integers(0, OBJECTS - 1),
     st.sampled_from([0, 0, 0, 1, 200, SIZE - 1]),
 )
-LENGTHS = st.sampled_from([1, 7, 200, SIZE - 1, SIZE, SIZE, SIZE + 1, 2 * SIZE, 3 * SIZE])
-STEPS = st.integers(0, 12)  # turns of the event loop before the next rule
-FAULTS = st.sampled_from(["fail", "lose reply", "hang", "hang after", "hang and fail", "short"])
+LENGTHS = st.sampled_from([1, 200, SIZE - 1, SIZE, SIZE, SIZE + 1, 2 * SIZE, 3 * SIZE])
+STEPS = st.sampled_from([0, 0, 0, 1, 2, 3, 5, 8, 20])  # turns of the loop before what is next
+KINDS = st.sampled_from(["write"] * 4 + ["read"] * 3 + ["zero", "no_hole", "trim", "prefetch"])
+FURTHER = st.sampled_from([0, 0, 0, SIZE])
+BURSTS = st.lists(st.tuples(KINDS, FURTHER, LENGTHS, STEPS), min_size=2, max_size=8)
+FAULTS = st.lists(
+    st.tuples(
+        st.sampled_from(["get", "put", "put", "delete"]),
+        st.sampled_from(["fail", "lose reply", "hang", "hang after", "hang and fail", "short"]),
+    ),
+    max_size=4,
+)
+RULES_BETWEEN_RESTS = 6  # rules between two that bring everything to rest
 
 
 @dataclass(eq=False)
@@ -55,13 +66,14 @@ class DiskMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
+        self.loop.set_debug(False)  # it would take most of the time
         self.memory = MemoryStore("disk")
         self.oracle = Oracle(DISK)
         self.pending: list[Pending] = []
         self.gates: list[Gate] = []
         self.script = Script()
         self.tag = 0
-        self.capacity = 4
+        self.busy = 0  # rules since everything was at rest
 
     # Running
 
@@ -111,16 +123,15 @@ class DiskMachine(RuleBasedStateMachine):
 
     # Life
 
-    @initialize(capacity=st.integers(4, 6))
-    def set_up(self, capacity: int) -> None:
-        self.capacity = capacity
+    @initialize()
+    def set_up(self) -> None:
         self.run(self.memory.create_container(setup_metadata(Geometry(OBJECTS, SIZE))))
         self._start()
 
     def _start(self) -> None:
         """A server starts on what is stored."""
         self.store = Faulty(self.memory, self._plan)
-        self.export = Export("disk", self.store, cache_bytes=self.capacity * SIZE, settle_seconds=0)
+        self.export = Export("disk", self.store, cache_bytes=CACHED * SIZE, settle_seconds=0)
         self.run(self.export.load())
         self._attach()
 
@@ -138,50 +149,47 @@ class DiskMachine(RuleBasedStateMachine):
 
     # Requests
 
-    def _begin_change(
+    @rule(faults=FAULTS, offset=OFFSETS, burst=BURSTS)
+    def requests(
         self,
-        work: Callable[[ObjectDevice], Coroutine[Any, Any, Any]],
+        faults: list[tuple[str, str]],
         offset: int,
-        length: int,
-        tag: int | None,
-        steps: int,
-        *,
-        rules_out: bool = True,
+        burst: list[tuple[str, int, int, int]],
     ) -> None:
+        """Some at once, in one place, while the store does this and that."""
+        self.busy += 1
+        for op, kind in faults:
+            self.script.on(op, self._fault(kind))
+        for kind, further, length, steps in burst:
+            start = min(offset + further, DISK - 1)
+            self._request(kind, start, min(length, DISK - start), steps)
+
+    def _request(self, kind: str, offset: int, length: int, steps: int) -> None:
+        match kind:
+            case "read":
+                self._read(offset, length, steps)
+            case "prefetch":
+                self.begin(lambda device: device.prefetch(offset, length), _ignore, steps)
+            case "write" if self.tag < TAGS_MAX:
+                self.tag += 1
+                self._change(kind, offset, length, self.tag, steps)
+            case _:
+                self._change(kind, offset, length, None, steps)
+
+    def _change(self, kind: str, offset: int, length: int, tag: int | None, steps: int) -> None:
         change = self.oracle.begin_change(offset, offset + length, tag)
         end = self.oracle.end_change
-        self.begin(work, lambda _, done: end(change, rules_out=done and rules_out), steps)
 
-    @precondition(lambda self: self.tag < TAGS_MAX)
-    @rule(offset=OFFSETS, length=LENGTHS, fua=st.booleans(), steps=STEPS)
-    def write(self, offset: int, length: int, fua: bool, steps: int) -> None:
-        self.tag += 1
-        length = min(length, DISK - offset)
-        change = self.oracle.begin_change(offset, offset + length, self.tag)
-        data, end = change.data, self.oracle.end_change
-        self.begin(
-            lambda device: device.write(offset, data, fua=fua),
-            lambda _, done: end(change, rules_out=done),
-            steps,
-        )
+        def work(device: ObjectDevice) -> Coroutine[Any, Any, None]:
+            if tag is not None:
+                return device.write(offset, change.data, fua=tag % 2 == 0)
+            if kind == "trim":
+                return device.trim(offset, length)
+            return device.zero(offset, length, no_hole=kind == "no_hole")
 
-    @rule(offset=OFFSETS, length=LENGTHS, no_hole=st.booleans(), steps=STEPS)
-    def zero(self, offset: int, length: int, no_hole: bool, steps: int) -> None:
-        length = min(length, DISK - offset)
-        self._begin_change(
-            lambda device: device.zero(offset, length, no_hole=no_hole), offset, length, None, steps
-        )
+        self.begin(work, lambda _, done: end(change, rules_out=done and kind != "trim"), steps)
 
-    @rule(offset=OFFSETS, length=LENGTHS, steps=STEPS)
-    def trim(self, offset: int, length: int, steps: int) -> None:
-        length = min(length, DISK - offset)
-        self._begin_change(
-            lambda device: device.trim(offset, length), offset, length, None, steps, rules_out=False
-        )
-
-    @rule(offset=OFFSETS, length=LENGTHS, steps=STEPS)
-    def read(self, offset: int, length: int, steps: int) -> None:
-        length = min(length, DISK - offset)
+    def _read(self, offset: int, length: int, steps: int) -> None:
         reading = self.oracle.begin_read(offset, offset + length)
 
         def ended(pieces: Sequence[bytes] | None, done: bool) -> None:
@@ -189,23 +197,18 @@ class DiskMachine(RuleBasedStateMachine):
 
         self.begin(lambda device: device.read(offset, length), ended, steps)
 
-    @rule(offset=OFFSETS, length=LENGTHS, steps=STEPS)
-    def prefetch(self, offset: int, length: int, steps: int) -> None:
-        length = min(length, DISK - offset)
-        self.begin(lambda device: device.prefetch(offset, length), lambda _, done: None, steps)
-
-    @rule(steps=STEPS)
-    def flush(self, steps: int) -> None:
+    @rule(look=st.booleans(), faults=FAULTS, steps=STEPS)
+    def flush(self, look: bool, faults: list[tuple[str, str]], steps: int) -> None:
+        self.busy += 1
+        if look:  # what was seen must be there after the flush
+            self._read(0, DISK, TURNS)
+        for op, kind in faults:
+            self.script.on(op, self._fault(kind))
         flushing = self.oracle.begin_flush()
         end = self.oracle.end_flush
         self.begin(lambda device: device.flush(), lambda _, done: end(flushing, done=done), steps)
 
     # Trouble
-
-    @rule(op=st.sampled_from(["get", "put", "put", "delete"]), kind=FAULTS, times=st.integers(1, 3))
-    def fault(self, op: str, kind: str, times: int) -> None:
-        for _ in range(times):
-            self.script.on(op, self._fault(kind))
 
     def _fault(self, kind: str) -> Fault:
         gate = Gate()
@@ -238,9 +241,11 @@ class DiskMachine(RuleBasedStateMachine):
         self.pending[which % len(self.pending)].task.cancel()
         self.go(steps)
 
+    @precondition(lambda self: self.busy >= RULES_BETWEEN_RESTS)
     @rule()
     def crash(self) -> None:
         """Everything in memory is gone at once; calls that had no effect yet never have one."""
+        self.busy = 0
         self._end_all_tasks()
         self.pending.clear()
         self.oracle.crash()
@@ -257,12 +262,17 @@ class DiskMachine(RuleBasedStateMachine):
         self.gates.clear()
         self.script.clear()
 
+    @precondition(lambda self: self.busy >= RULES_BETWEEN_RESTS)
     @rule()
     def change_clients(self) -> None:
         """The last connection goes, and the next one comes: on what was kept, or anew."""
+        self.busy = 0
         self._finish()
         self.script.clear()
-        self._fail_some()
+        self._read(0, DISK, TURNS)
+        self._finish()
+        if self.tag % 2:
+            self.script.on("put", failing())
         flushing = self.oracle.begin_flush()
         self.run(self.export.detach())
         done = self.export.device is None
@@ -272,13 +282,11 @@ class DiskMachine(RuleBasedStateMachine):
         self.script.clear()
         self._attach()
 
-    def _fail_some(self) -> None:
-        if self.tag % 2:
-            self.script.on("put", failing())
-
+    @precondition(lambda self: self.busy >= RULES_BETWEEN_RESTS)
     @rule()
     def check(self) -> None:
         """Nothing goes wrong any more: all is stored, readable, and nothing is left over."""
+        self.busy = 0
         self._finish()
         self.script.clear()
         flushing = self.oracle.begin_flush()
@@ -296,7 +304,7 @@ class DiskMachine(RuleBasedStateMachine):
     @invariant()
     def cache_is_bounded(self) -> None:
         if self.memory.account.containers:
-            assert self.device.cached_bytes <= self.capacity * SIZE
+            assert self.device.cached_bytes <= CACHED * SIZE
             assert self.device.dirty_bytes <= self.device.cached_bytes
 
     def teardown(self) -> None:
@@ -308,6 +316,10 @@ class DiskMachine(RuleBasedStateMachine):
         finally:
             self._end_all_tasks()
             self.loop.close()
+
+
+def _ignore(result: object, done: bool) -> None:
+    pass
 
 
 async def _within_turns(work: Coroutine[Any, Any, T]) -> T:

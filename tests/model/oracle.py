@@ -147,29 +147,30 @@ class Oracle:
         self.readings.clear()
         self.readable = [set(candidates) for candidates in self.storable]
 
-    def see_store(self, image: bytes) -> None:
-        """Nothing runs, and this is what is stored: it must be legal, and now it is known."""
-        assert not self.running
-        legal = [
-            {each.value(position) for each in candidates}
-            for position, candidates in enumerate(self.storable)
-        ]
-        _check("stored", 0, image, legal)
-        for position, seen in enumerate(image):
-            _narrow(self.storable[position], position, seen)
-
     def see_both(self, image: bytes) -> None:
-        """As `see_store`, and reads must give the same: after a crash, a flush, a new start."""
-        self.see_store(image)
+        """Nothing runs, this is stored, and reads must give the same: after a crash, or a flush.
+
+        It must be legal, and from now on it is what every byte is.
+        """
+        assert not self.running
         for position, seen in enumerate(image):
-            legal = {each.value(position) for each in self.readable[position]}
-            assert seen in legal, f"byte {position} is stored as {seen}, readable: {sorted(legal)}"
-            _narrow(self.readable[position], position, seen)
+            for what, candidates in (
+                ("stored", self.storable[position]),
+                ("stored, not read,", self.readable[position]),
+            ):
+                legal = {each.value(position) for each in candidates}
+                assert seen in legal, _wrong(what, position, seen, legal)
+                if len(legal) > 1:
+                    _narrow(candidates, position, seen)
 
 
 def _check(what: str, start: int, data: bytes, legal: Iterable[set[int]]) -> None:
     for position, (seen, may_be) in enumerate(zip(data, legal, strict=True), start):
-        assert seen in may_be, f"byte {position} is {what} as {seen}, legal: {sorted(may_be)}"
+        assert seen in may_be, _wrong(what, position, seen, may_be)
+
+
+def _wrong(what: str, position: int, seen: int, legal: set[int]) -> str:
+    return f"byte {position} is {what} as {seen}, legal: {sorted(legal)}"
 
 
 def _narrow(candidates: set[Change], position: int, seen: int) -> None:

@@ -14,9 +14,9 @@ from tests.model.machine import DiskMachine
 
 EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 SETTINGS = settings(
-    max_examples=int(EXAMPLES or 100),
+    max_examples=int(EXAMPLES or 120),
     derandomize=EXAMPLES is None,
-    stateful_step_count=40,
+    stateful_step_count=30,
     deadline=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),

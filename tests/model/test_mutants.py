@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""The test of the test: the model finds every planted bug, within a bounded number of examples."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import DiskMachine
+from tests.model.mutants import MUTANTS, Plant
+
+SETTINGS = settings(
+    max_examples=200,
+    derandomize=True,
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    report_multiple_bugs=False,
+    phases=[Phase.generate],  # that it is found is enough; shrinking takes long
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.allows_log("")  # whatever a broken engine says
+@pytest.mark.parametrize("plant", MUTANTS, ids=lambda plant: plant.__name__)
+def test_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, KeyError, BaseExceptionGroup)):
+        run_state_machine_as_test(DiskMachine, settings=SETTINGS)
