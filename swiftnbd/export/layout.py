@@ -97,8 +97,8 @@ def parse_metadata(metadata: Mapping[str, str]) -> DiskInfo:
             f"format version {version!r} is unknown, only {VERSION!r} is supported"
         )
     size_key = META_PREFIX + "object-size"
-    if size_key not in metadata:
-        size_key = META_PREFIX + "object_size"
+    if META_PREFIX + "object_size" in metadata and size_key not in metadata:
+        size_key = META_PREFIX + "object_size"  # as 0.11 wrote it
     geometry = Geometry(
         objects=_integer(metadata, META_PREFIX + "objects"),
         object_size=_integer(metadata, size_key),

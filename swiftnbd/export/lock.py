@@ -100,9 +100,8 @@ class Lock:
         return (await self._read()).client == self.mark
 
     async def release(self) -> None:
-        """Take our mark and canary away; what is not ours is left, a mark with a WARNING."""
+        """Take our canary and mark away; if the mark is not ours, leave all, with a WARNING."""
         self.store.set_canary(None)
-        await self._lower_canary()
         holder = (await self._read()).client
         if holder != self.mark:
             log.warning(
@@ -112,6 +111,7 @@ class Lock:
                 holder or "unlocked",
             )
             return
+        await self.store.delete(CANARY)
         await self.store.set_metadata({_CLIENT: "", _LAST: self.mark})
 
     async def _raise_canary(self, last: str) -> None:
@@ -126,14 +126,10 @@ class Lock:
 
     async def _undo(self) -> None:
         """Take back what a failed `acquire` may have done; what cannot be stays locked."""
-        await self._lower_canary()
-        await self.store.set_metadata({_CLIENT: ""})
-
-    async def _lower_canary(self) -> None:
-        """Delete our canary; another holder's is what proves absence to them."""
         blob = await self.store.get(CANARY, newest=True)
-        if blob is not None and blob.data == self._canary:
+        if blob is not None and blob.data == self._canary:  # another's proves absence to them
             await self.store.delete(CANARY)
+        await self.store.set_metadata({_CLIENT: ""})
 
     async def _read(self) -> DiskInfo:
         info = await self.store.info()

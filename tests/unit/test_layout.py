@@ -166,7 +166,7 @@ def test_container_that_is_not_set_up_is_refused_with_advice(missing: str) -> No
 
 
 def test_missing_object_size_is_refused() -> None:
-    with pytest.raises(ExportUnusable, match="object_size is '', not a number"):
+    with pytest.raises(ExportUnusable, match="object-size is '', not a number"):
         parse_metadata(changed(object_size=None))
 
 

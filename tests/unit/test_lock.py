@@ -150,7 +150,7 @@ async def test_canary_left_by_a_crash_and_an_unlock_of_0_11_does_not_hinder(
 
 
 @pytest.mark.parametrize("fault", [failing(), reply_lost()])
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(7))
 async def test_failure_at_any_step_leaves_what_unlock_can_mend(
     account: MemoryAccount, number: int, fault: Fault
 ) -> None:
@@ -186,7 +186,7 @@ async def test_canary_that_cannot_be_made_gives_the_mark_back(account: MemoryAcc
 
 
 async def test_release_that_failed_can_be_tried_again(account: MemoryAccount) -> None:
-    for op in ("get", "delete", "info", "set_metadata"):
+    for op in ("delete", "info", "set_metadata"):
         lock, script = a_lock(account)
         await lock.acquire()
         script.on(op, failing())
