@@ -51,10 +51,11 @@ def test_nbdinfo_of_unknown_export_fails_and_the_server_goes_on(shared_disk: Dis
     assert run("nbdinfo", "--size", shared_disk.uri).stdout.strip() == str(shared_disk.size)
 
 
-def test_asking_takes_no_lock(shared_disk: Disk) -> None:
-    with NbdClient(shared_disk.server.port) as client:
-        client.info(shared_disk.container.encode())
-        assert shared_disk.holder == ""
+def test_asking_takes_no_lock(serve: Serve) -> None:
+    disk = serve()
+    with NbdClient(disk.server.port) as client:
+        client.info(disk.container.encode())
+        assert disk.holder == ""
         client.abort()
 
 

@@ -33,7 +33,7 @@ MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
 SCRIPTS = ("init", "powercut", "recover", "roundtrip")
 
 _HERE = Path(__file__).parent
-_BUILD_VERSION = "1"  # change it when the build itself changes
+_BUILD_VERSION = "2"  # change it when the build itself changes
 
 
 def steps(script: str) -> list[str]:
@@ -126,9 +126,9 @@ def _cache_dir() -> Path:
 
 
 def _forget_unused(cache: Path) -> None:
-    for path in cache.glob("initramfs-*"):
+    for path in [*cache.glob("initramfs-*"), *cache.glob("linux-image-*")]:
         if time.time() - path.stat().st_mtime > UNUSED_SECONDS_MAX:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -156,6 +156,7 @@ def _kernel(cache: Path) -> Path:
         run("dpkg", "-x", next(scratch.glob("*.deb")), scratch / "root")
         (scratch / "root").rename(root)
         shutil.rmtree(scratch)
+    root.touch()
     return root
 
 
@@ -246,9 +247,9 @@ def _make_files(tree: Path) -> None:
             (folder / f"file {number}").write_bytes(data)
     (tree / "large").mkdir()
     for number in range(3):
-        blocks = (hashlib.sha256(b"%d %d" % (number, i)).digest() for i in range(64 * 1024))
+        blocks = (hashlib.sha256(b"%d %d" % (number, i)).digest() for i in range(32 * 1024))
         (tree / f"large/{number}").write_bytes(b"".join(blocks))
     (tree / "doomed").mkdir()
-    (tree / "doomed/file").write_bytes(b"\xaa" * (4 << 20))
+    (tree / "doomed/file").write_bytes(b"\xaa" * (2 << 20))
     (tree / "link").symlink_to("large/0")
     os.link(tree / "large/1", tree / "hard link")
