@@ -126,9 +126,9 @@ def _cache_dir() -> Path:
 
 
 def _forget_unused(cache: Path) -> None:
-    for path in [*cache.glob("initramfs-*"), *cache.glob("linux-image-*")]:
+    for path in cache.glob("initramfs-*"):
         if time.time() - path.stat().st_mtime > UNUSED_SECONDS_MAX:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
 
 
 @contextmanager
@@ -140,23 +140,22 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 def _kernel(cache: Path) -> Path:
-    """The newest of Debian's kernels for this machine, unpacked."""
+    """Debian's kernel for this machine, unpacked: the one at hand, else the newest there is."""
     if os.uname().machine != "x86_64":
         missing("the kernel VM is made for x86_64 only")
+    if at_hand := sorted(cache.glob("linux-image-*")):
+        return at_hand[-1]
     depends = run("apt-cache", "depends", "linux-image-amd64", check=False).stdout
     match = re.search(r"Depends: (linux-image-\S+)", depends)
     if match is None:
         missing("apt knows no linux-image-amd64: apt-get update")
-    root = cache / match[1]
-    if not root.exists():
-        scratch = cache / "download"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        run("apt-get", "download", match[1], cwd=scratch)
-        run("dpkg", "-x", next(scratch.glob("*.deb")), scratch / "root")
-        (scratch / "root").rename(root)
-        shutil.rmtree(scratch)
-    root.touch()
+    scratch = cache / "download"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    run("apt-get", "download", match[1], cwd=scratch)
+    run("dpkg", "-x", next(scratch.glob("*.deb")), scratch / "root")
+    root = (scratch / "root").rename(cache / match[1])
+    shutil.rmtree(scratch)
     return root
 
 
