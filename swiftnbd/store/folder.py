@@ -24,7 +24,7 @@ import fcntl
 import heapq
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from errno import EEXIST, ENOTEMPTY
 from hashlib import md5
 from pathlib import Path
@@ -44,6 +44,7 @@ from swiftnbd.store.folder_files import (
     TEMP_FOLDER,
     Etags,
     Temp,
+    identity,
     opened,
     read_range,
     remove_stale_temps,
@@ -55,6 +56,7 @@ from swiftnbd.store.folder_tree import (
     descend,
     exists,
     is_folder,
+    make_folder,
     make_folders,
     object_names,
     object_size,
@@ -87,7 +89,7 @@ class Folder:
         self.label = f"file:{container}"
         self._etags = Etags()
         self._cleaned = False
-        self._synced: set[tuple[int, int]] = set()  # folders whose own names are durable
+        self._synced: set[tuple[int, int, int]] = set()  # folders whose own names are durable
 
     # Objects
 
@@ -282,22 +284,25 @@ class Folder:
     def _make_and_descend(self, stack: ExitStack, top: int, folders: list[str]) -> int:
         """Open the folders below ``top``, made where missing; the last one's descriptor.
 
-        Each one's name is synced once, even if somebody else made it: they may not live to.
+        Each one's name is synced when we made it, and once if somebody else did: they may not
+        live to.
         """
         fd = top
         for folder in folders:
-            with suppress(FileExistsError):
-                os.mkdir(folder, dir_fd=fd)
+            is_new = make_folder(folder, fd)
             child = stack.enter_context(opened(folder, DIRECTORY, fd))
-            stat = os.fstat(child)
-            identity = (stat.st_dev, stat.st_ino)
-            if identity not in self._synced:
+            which = identity(child)
+            if is_new or which is None or which not in self._synced:
                 os.fsync(fd)
-                if len(self._synced) >= FOLDERS_REMEMBERED_MAX:
-                    self._synced.clear()
-                self._synced.add(identity)
+                self._remember_synced(which)
             fd = child
         return fd
+
+    def _remember_synced(self, which: tuple[int, int, int] | None) -> None:
+        if which is not None:
+            if len(self._synced) >= FOLDERS_REMEMBERED_MAX:
+                self._synced.clear()
+            self._synced.add(which)
 
     def _etag(self, fd: int, stat: os.stat_result) -> str:
         etag = self._etags.recall(stat)

@@ -110,6 +110,15 @@ def unlink(path: str, dir_fd: int) -> bool:
     return True
 
 
+def make_folder(path: str, dir_fd: int) -> bool:
+    """Make a folder; False if something of that name is there already."""
+    try:
+        os.mkdir(path, dir_fd=dir_fd)
+    except FileExistsError:
+        return False
+    return True
+
+
 def make_folders(path: Path) -> None:
     """Make a folder and those above it, so that the names of all of them are durable."""
     if not path.parent.is_dir():

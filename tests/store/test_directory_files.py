@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -329,6 +330,9 @@ async def test_a_put_is_synced_in_order(
     store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file before it gets its name, the folder after, and both before put returns."""
+    monkeypatch.setattr(
+        fcntl, "ioctl", lambda *_: b"\1" * struct.calcsize("l")
+    )  # tmpfs cannot tell folders apart
     await store.put("disk.part/0", b"")
     calls: list[str] = []
     for call in ("write", "fsync", "rename", "link", "unlink"):
@@ -360,6 +364,67 @@ async def test_a_put_is_synced_in_order(
         "link",
         "sync folder",
     ]
+
+
+@pytest.mark.parametrize("generations", [True, False])
+@pytest.mark.parametrize("made_by", ["us", "another process"])
+async def test_a_folder_made_again_with_the_same_inode_is_synced_in_its_parent(
+    store: DirectoryStore,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made_by: str,
+    generations: bool,
+) -> None:
+    synced: list[str] = []
+    real_stat, real_sync = os.fstat, os.fsync
+    generation = 1
+
+    def stat(fd: int) -> os.stat_result:
+        found = real_stat(fd)
+        is_part = os.readlink(f"/proc/self/fd/{fd}").endswith("/disk.part")
+        return os.stat_result((found.st_mode, 7, *found[2:])) if is_part else found
+
+    def sync(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        real_sync(fd)
+
+    def version(*_: object) -> bytes:
+        if not generations:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return generation.to_bytes(struct.calcsize("l"), sys.byteorder)
+
+    monkeypatch.setattr(os, "fstat", stat)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(fcntl, "ioctl", version)
+    await store.put(NAME, b"old")
+    await store.put(NAME, b"older")
+    await store.delete(NAME)
+    assert await store.delete_container()
+    await store.create_container()
+    generation += 1
+    if made_by == "another process":
+        (root / "disk" / "disk.part").mkdir()
+    synced.clear()
+    await store.put(NAME, b"new")
+    assert "disk" in synced
+    assert synced.index("disk") < synced.index("disk.part")
+
+
+async def test_a_folder_found_again_is_not_synced_in_its_parent(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: b"\1" * struct.calcsize("l"))
+    await store.put(NAME, b"old")
+    synced: list[str] = []
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    await store.put(NAME, b"new")
+    assert "disk" not in synced
 
 
 async def test_a_cancelled_put_has_ended_when_it_returns(
