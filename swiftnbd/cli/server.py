@@ -45,6 +45,15 @@ class Plan:
     pid_file: str
 
 
+def _bind_address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A click callback: an empty address, as of an unset variable, would be every interface."""
+    if not value.strip():
+        raise click.BadParameter(
+            "no address given; to listen on all interfaces, say 0.0.0.0 or ::", ctx=ctx, param=param
+        )
+    return value
+
+
 @click.command(
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -54,6 +63,7 @@ class Plan:
     "-b",
     "--bind-address",
     metavar="ADDRESS",
+    callback=_bind_address,
     default=ServerConfig().bind_address,
     show_default=True,
     help="Address to listen on, IPv4 or IPv6.",

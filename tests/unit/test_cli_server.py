@@ -4,7 +4,8 @@ import re
 import pytest
 
 from swiftnbd.cli.exits import SeveralFailed, exit_code
-from swiftnbd.cli.server import Plan, load_exports
+from swiftnbd.cli.run import run
+from swiftnbd.cli.server import Plan, load_exports, server
 from swiftnbd.errors import AccessRefused, StoreUnavailable
 from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
@@ -98,3 +99,14 @@ async def test_none_left_is_an_error_whose_exit_code_says_why(names: list[str], 
 async def test_cache_too_small_for_an_export_skips_it() -> None:
     with pytest.raises(SeveralFailed):
         await load("good", cache_bytes=4096)
+
+
+@pytest.mark.parametrize("flags", [["-b", ""], ["--bind-address="], ["-b", " "]])
+def test_empty_bind_address_does_not_listen_on_all_interfaces(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(server, "swiftnbd-server", ["-a", "file:/nonexistent", "-f", *flags]) == 2
+    assert capsys.readouterr().err == (
+        "swiftnbd-server: Invalid value for '-b' / '--bind-address': no address given; to listen "
+        "on all interfaces, say 0.0.0.0 or ::; try: swiftnbd-server --help\n"
+    )
