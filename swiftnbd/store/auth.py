@@ -7,7 +7,11 @@ account that uses it asks again when a token has expired, and `Retrying` when a 
 
 import asyncio
 import logging
+import os
+import socket
+import ssl
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -63,8 +67,11 @@ class V1Auth:
         except ClientException as error:
             raise self._refusal(error.http_status, error.http_reason) from None
         except (RequestException, HTTPError, OSError) as error:
-            # Its text may hold the URL; what kind of failure it is says enough.
-            raise StoreUnavailable(f"{self._where}: {type(error).__name__}") from None
+            first = _first_cause(error)
+            # The texts of the libraries' own errors hold the URL.
+            is_plain = isinstance(first, OSError) and not isinstance(first, RequestException)
+            reason = _reason(first, self.seconds_max)
+            raise StoreUnavailable(f"{self._where}: {reason}") from (first if is_plain else None)
         if not url or not token:
             raise StoreError(f"{self._where}: the answer has no storage URL or no token")
         return Login(url, token)
@@ -81,6 +88,33 @@ class V1Auth:
         if status is None or status >= 500 or status in _PASSING:
             return StoreUnavailable(said)
         return StoreError(f"{said}; is {urlsplit(self.auth_url).path} right for version 1 auth?")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What the libraries wrapped into `error`: the error of a socket, of TLS or of HTTP."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+def _reason(error: BaseException, seconds: float) -> str:
+    """What went wrong, for people, without any text that might hold a URL."""
+    if isinstance(error, TimeoutError):
+        return f"no answer in {seconds:g} s"
+    if isinstance(error, socket.gaierror):
+        is_unknown = error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+        return "unknown host" if is_unknown else f"its name is not found: {error.strerror}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its TLS certificate is not valid: {error.verify_message.rstrip('.')}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or 'no reason given').replace('_', ' ').lower()}"
+    if isinstance(error, ConnectionResetError):
+        return "the connection was closed"
+    if isinstance(error, HTTPException):
+        return "the answer is cut short, or is not HTTP"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return type(error).__name__
 
 
 def _check_url(url: str) -> None:

@@ -3,9 +3,15 @@
 
 import asyncio
 import logging
+import re
+import shutil
+import socket
+import ssl
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +68,7 @@ async def odd() -> AsyncIterator["Odd"]:
 
 
 class Odd:
-    """Answers every request with `answer`; hangs if there is none."""
+    """Answers every request with `answer`; hangs if there is none, hangs up if it is blank."""
 
     answer = b""
     port = 0
@@ -76,9 +82,9 @@ class Odd:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        if self.answer:
+        if self.answer.strip():
             writer.write(self.answer)
-        else:
+        elif not self.answer:
             await self.release.wait()
         writer.close()
 
@@ -116,9 +122,100 @@ async def test_odd_answers(odd: Odd, reply: bytes, error: type[StoreError]) -> N
     assert SECRET not in f"{caught.value!r}"
 
 
-async def test_nobody_listens(odd: Odd) -> None:
-    with pytest.raises(StoreUnavailable):
-        await V1Auth("http://127.0.0.1:1/auth", USER, SECRET).login()
+async def failure(auth: V1Auth) -> StoreUnavailable:
+    """Log in, which must fail in passing and tell no secret, not even in a traceback."""
+    with pytest.raises(StoreUnavailable) as caught:
+        await auth.login()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    return caught.value
+
+
+async def test_nobody_listens_is_connection_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+        url = f"http://me:{SECRET}@{host}/auth?key={SECRET}"
+        error = await failure(V1Auth(url, USER, SECRET))
+    assert str(error) == f"login as {USER} at {host}: connection refused"
+    assert isinstance(error.__cause__, ConnectionRefusedError)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (socket.EAI_NONAME, "unknown host"),
+        (socket.EAI_NODATA, "unknown host"),
+        (socket.EAI_AGAIN, "its name is not found: try later"),
+    ],
+)
+async def test_host_without_address_is_an_unknown_host(
+    monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(code, "try later")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    error = await failure(V1Auth(f"http://me:{SECRET}@swift.invalid/auth", USER, SECRET))
+    assert str(error) == f"login as {USER} at swift.invalid: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (b"", "no answer in 0.5 s"),
+        (b"garbage\r\n\r\n", "the answer is cut short, or is not HTTP"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx",
+            "the answer is cut short, or is not HTTP",
+        ),
+        (b"\n", "the connection was closed"),
+    ],
+)
+async def test_login_without_an_answer_says_why(odd: Odd, reply: bytes, reason: str) -> None:
+    odd.answer = reply
+    error = await failure(V1Auth(odd.url, USER, SECRET, seconds_max=0.5))
+    assert str(error) == f"login as {USER} at 127.0.0.1:{odd.port}: {reason}"
+
+
+@pytest.fixture
+def self_signed(tmp_path: Path) -> ssl.SSLContext:
+    """TLS with a certificate that nobody knows."""
+    if not (openssl := shutil.which("openssl")):
+        pytest.skip("needs openssl")
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_unknown_certificate_is_a_tls_problem(odd: Odd, self_signed: ssl.SSLContext) -> None:
+    server = await asyncio.start_server(odd.serve, "127.0.0.1", 0, ssl=self_signed)
+    port = server.sockets[0].getsockname()[1]
+    error = await failure(V1Auth(f"https://me:{SECRET}@127.0.0.1:{port}/auth", USER, SECRET))
+    server.close()
+    await server.wait_closed()
+    assert re.fullmatch(
+        f"login as {USER} at 127.0.0.1:{port}: its TLS certificate is not valid: "
+        "self.signed certificate",
+        str(error),
+    )
+
+
+async def test_plain_http_behind_https_is_a_tls_problem() -> None:
+    server = await asyncio.start_server(plain, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    error = await failure(V1Auth(f"https://127.0.0.1:{port}/auth", USER, SECRET))
+    server.close()
+    await server.wait_closed()
+    assert str(error) == f"login as {USER} at 127.0.0.1:{port}: TLS failed: wrong version number"
+
+
+async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.write(answer(400))
+    writer.close()
 
 
 @pytest.mark.parametrize("url", ["ftp://host/auth", "nonsense", "", "http://[bad"])
