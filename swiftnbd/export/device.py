@@ -6,11 +6,12 @@ Offsets and lengths are bytes, always inside the device: the caller has checked 
 `swiftnbd.errors.SwiftnbdError` with an ``errno`` when it fails, and nothing else.
 
 Order: calls that overlap in time may take effect in any order, but each block is read and
-changed atomically. A call that is cancelled may have happened in part, never later.
+changed atomically. A call that is cancelled may have happened in part; what of it had not
+happened then never will.
 
-The ``*_now`` methods are the synchronous fast path of the connection's receive loop: no await,
-no task, no exception; they answer what is at hand or decline, and the caller then awaits the
-ordinary method.
+`Device.read_now` is the synchronous fast path of the connection's receive loop: no await, no
+task, no exception; it answers what is at hand or declines, and the caller then awaits
+`Device.read`.
 """
 
 from abc import ABC, abstractmethod
@@ -31,10 +32,6 @@ class Device(ABC):
     @abstractmethod
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
         """The bytes in pieces, if all are in memory. The pieces never change afterwards."""
-
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Accept the write if that needs no waiting; False: nothing was done."""
-        return False
 
     @abstractmethod
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:

@@ -21,21 +21,24 @@ goes away cannot cut an object's upload short, nor start one later.
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
 from errno import EIO
 from typing import NamedTuple
 
-from swiftnbd.errors import ExportError, ExportUnusable, StoreError
+from swiftnbd.errors import ExportError, ExportUnusable, StoreError, SwiftnbdError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.device import Device
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_index, object_name
 from swiftnbd.export.parallel import for_each
 from swiftnbd.metrics import Counters
-from swiftnbd.store.base import Buffer, Store
+from swiftnbd.store.base import Buffer, Listed, Store
 
 CACHE_BLOCKS_MIN = 4  # fewer could not hold one request's neighbours and a read-modify-write
 REQUESTS_MAX = 16  # store requests at once: saturates a Swift node, more only add latency
+REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
+TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
 FLUSH_SECONDS_MAX = 60.0  # as long as one store operation may take: a flush runs them in parallel
 
 _BLOCK_SIZE_MIN = 4096
@@ -61,6 +64,7 @@ class ObjectDevice(Device):
         cache_bytes: int,
         counters: Counters | None = None,
         flush_seconds: float = FLUSH_SECONDS_MAX,
+        request_seconds: float = REQUEST_SECONDS_MAX,
     ) -> None:
         check_cache(geometry, cache_bytes)
         self.size = geometry.size
@@ -74,6 +78,7 @@ class ObjectDevice(Device):
         self._requests = asyncio.Semaphore(REQUESTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_seconds = flush_seconds
+        self._request_seconds = request_seconds
 
     @property
     def cached_bytes(self) -> int:
@@ -204,12 +209,19 @@ class ObjectDevice(Device):
         first, end = -(-offset // size), (offset + length) // size
         if first >= end:
             return
+        if end - first <= TRIM_UNLISTED_MAX:
+            await for_each(range(first, end), self._trim_block)
+            return
         await for_each(self._cache.within(first, end), self._trim_block)
         after, before = object_name(first - 1) if first else PART_PREFIX, object_name(end)
-        while page := await self._store.listing(prefix=PART_PREFIX, after=after, before=before):
+        while page := await self._listing(after, before):
             listed = (object_index(row.name) for row in page)
             await for_each((index for index in listed if index is not None), self._trim_block)
             after = page[-1].name
+
+    async def _listing(self, after: str, before: str) -> list[Listed]:
+        async with self._request():
+            return await self._store.listing(prefix=PART_PREFIX, after=after, before=before)
 
     async def _trim_block(self, index: int) -> None:
         block = self._cache.blocks.get(index)
@@ -257,6 +269,8 @@ class ObjectDevice(Device):
 
     async def _store_change(self, block: Block, generation: int) -> None:
         self._dirty[block.index] = block
+        if block.fetch is not None:
+            block.fetch.cancel()  # overtaken by a write of the whole block: nobody needs it now
         await self._stored(block, generation)
 
     async def _stored(self, block: Block, generation: int) -> None:
@@ -275,7 +289,7 @@ class ObjectDevice(Device):
                     raise
 
     async def _upload(self, block: Block) -> None:
-        async with self._requests:
+        async with self._request():
             await self._put(block)
 
     async def _put(self, block: Block) -> None:
@@ -300,7 +314,11 @@ class ObjectDevice(Device):
         while block.data is None:
             if block.fetch is None or block.fetch.done():
                 block.fetch = self._spawn(self._fetch(block), block)
-            await self._ended(block.fetch)
+            try:
+                await self._ended(block.fetch)
+            except SwiftnbdError:
+                if block.data is None:
+                    raise
 
     async def _fetch(self, block: Block) -> None:
         if block.data is not None:
@@ -318,8 +336,9 @@ class ObjectDevice(Device):
 
     async def _get(self, index: int) -> bytes:
         name = object_name(index)
-        async with self._requests:
-            blob = await self._store.get(name, size_max=self._object_size)
+        async with self._request():
+            # newest: a replica that missed our last write has its old bytes, with a good ETag
+            blob = await self._store.get(name, newest=True, size_max=self._object_size)
         if blob is None:
             return self._zeros
         self.counters.store_in += len(blob.data)
@@ -331,6 +350,17 @@ class ObjectDevice(Device):
         return blob.data
 
     # Helpers
+
+    @asynccontextmanager
+    async def _request(self) -> AsyncIterator[None]:
+        """One of the store's requests. Waiting for its turn counts against its time."""
+        try:
+            async with asyncio.timeout(self._request_seconds), self._requests:
+                yield
+        except TimeoutError:
+            raise ExportError(
+                EIO, f"{self._store.label}: no answer within {self._request_seconds:.0f} s"
+            ) from None
 
     def _spawn(self, work: Coroutine[None, None, None], block: Block) -> asyncio.Task[None]:
         """Run ``work`` on a block as the device's own task, which keeps the block pinned."""

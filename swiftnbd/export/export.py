@@ -88,6 +88,11 @@ class Export:
         self.info = info
 
     @property
+    def connections(self) -> int:
+        """How many connections use it now."""
+        return self._connections
+
+    @property
     def attached(self) -> bool:
         """Whether a lock is held or a device is open."""
         return self.device is not None or self._lock is not None

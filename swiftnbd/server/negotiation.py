@@ -8,7 +8,7 @@ lock take.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
@@ -64,11 +64,13 @@ class Negotiation(asyncio.Protocol):
         transport: asyncio.Transport,
         exports: Mapping[str, Export],
         client: Client,
+        attach: Callable[[Export, Client], Awaitable[Device]],
         seconds_max: float = HANDSHAKE_SECONDS_MAX,
     ) -> None:
         self._transport = transport
         self._exports = exports
         self._client = client
+        self._attach = attach
         self._handshake = Handshake(len(exports))
         self._patience = seconds_max
         self._event = asyncio.Event()  # bytes came, or can leave again, or never will
@@ -117,12 +119,13 @@ class Negotiation(asyncio.Protocol):
             self._transport.write(self._handshake.accept(wanted, export_info(export)))
             return None
         try:
-            device = await export.attach(self._client)
+            device = await self._attach(export, self._client)
         except Locked as error:
             self._refuse(wanted, OptionReply.ERR_POLICY, str(error))
         except SwiftnbdError as error:
-            text = f"export {_shown(export.name)} is not available: {error}"
-            self._refuse(wanted, OptionReply.ERR_UNKNOWN, text)
+            # what is wrong with our store is nothing to tell a peer
+            text = f"export {_shown(export.name)} is not available now; the server's log says why"
+            self._refuse(wanted, OptionReply.ERR_UNKNOWN, text, reason=str(error))
         else:
             if self._gone:  # while we locked
                 await export.detach()
@@ -133,8 +136,11 @@ class Negotiation(asyncio.Protocol):
             return Agreed(export, device, info.flags, self._handshake.rest())
         return None
 
-    def _refuse(self, wanted: ExportWanted, kind: OptionReply, text: str) -> None:
-        log.warning("%s: %s", self._client, text)
+    def _refuse(
+        self, wanted: ExportWanted, kind: OptionReply, text: str, *, reason: str = ""
+    ) -> None:
+        """Tell the client ``text``, and the log ``reason`` if that is not the same."""
+        log.warning("%s: refused %s: %s", self._client, _shown(wanted.name), reason or text)
         self._transport.write(self._handshake.refuse(wanted, kind, text))
 
     def _find(self, name: str) -> Export | None:

@@ -11,11 +11,13 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 from urllib.parse import quote
 
 from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
+from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
 from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.budget import Budget
@@ -27,6 +29,8 @@ from swiftnbd.server.transmission import Transmission, close
 CONNECTIONS_MAX = 100  # each costs a receive buffer and, at worst, its share of the budget
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
 SHUTDOWN_SECONDS_MAX = 90.0  # a store operation may take 60, and unlocking comes after it
+LEAVING_SECONDS_MAX = 5.0  # for what a left connection asked for, while its successor waits
+KEEPALIVE_SECONDS = 60  # of silence; then six probes over as long again
 LOST_RANGES_SHOWN_MAX = 10  # in one log line
 
 log = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ class Server:
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._negotiations: set[Negotiation] = set()
-        self._transmissions: set[Transmission] = set()
+        self._transmissions: dict[Transmission, Export] = {}
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
 
@@ -137,7 +141,8 @@ class Server:
             transport.abort()
             return
         log.debug("%s: connected", client)
-        negotiation = Negotiation(transport, self._exports, client)
+        _keep_alive(transport)
+        negotiation = Negotiation(transport, self._exports, client, self._attach)
         self._negotiations.add(negotiation)
         task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
         self._connections.add(task)
@@ -168,18 +173,47 @@ class Server:
         export = agreed.export
         shape = ExportShape(agreed.device.size, agreed.flags)
         transmission = Transmission(
-            agreed.device, shape, self._budget, export.counters, f"{client} {export.name}"
+            agreed.device,
+            shape,
+            self._budget,
+            export.counters,
+            f"{client} {export.name}",
+            is_shared=lambda: export.connections > 1,
         )
-        self._transmissions.add(transmission)
+        self._transmissions[transmission] = export
         try:
             transmission.start(transport, agreed.received)
             if self._stopping.is_set():
                 transmission.end()
-            await transmission.wait_ended()
+            await transmission.run()
         finally:
-            self._transmissions.discard(transmission)
+            del self._transmissions[transmission]
             if not self._forced.is_set():  # cut short: what is not let go now is reported
                 await export.detach()
+
+    async def _attach(self, export: Export, client: Client) -> Device:
+        """Attach, once nothing can take effect any more that a left connection had asked for.
+
+        A client that lost its connection sends again on a new one what was not answered, and
+        goes on. The old request landing after that would undo newer, acknowledged writes.
+        """
+        leaving = [
+            transmission
+            for transmission, used in self._transmissions.items()
+            if used is export and transmission.is_leaving
+        ]
+        for transmission in leaving:
+            transmission.end()
+        try:
+            async with asyncio.timeout(LEAVING_SECONDS_MAX):
+                for transmission in leaving:
+                    await transmission.ended.wait()
+        except TimeoutError:
+            for transmission in leaving:
+                transmission.abort()
+            for transmission in leaving:
+                await transmission.ended.wait()
+        return await export.attach(client)
 
 
 async def _let_go(export: Export) -> None:
@@ -187,6 +221,15 @@ async def _let_go(export: Export) -> None:
         await export.shut_down()
     except SwiftnbdError as error:
         log.error("%s: %s", export.name, error)
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Notice within two minutes that a client's machine is gone: its lock keeps others out."""
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 6)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
 
 
 def _reason(error: OSError) -> str:

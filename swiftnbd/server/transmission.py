@@ -15,13 +15,13 @@ from either. Over a bound the connection *stalls*: it stops reading until there 
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 
 from swiftnbd.errors import ExportError, ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import (
-    PAYLOAD_BYTES_MAX,
     REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
     Command,
@@ -45,11 +45,13 @@ RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payload
 REQUESTS_AT_WORK_MAX = 256  # per connection; the kernel client has 128 in flight, nbdcopy 64
 BYTES_AT_WORK_MAX = 64 * 1024 * 1024  # per connection: two requests of the largest size
 ALLOWANCE_BYTES = 1024 * 1024  # at work on one connection, even if others hold all the budget
+FAST_READ_BYTES_MAX = 256 * 1024  # larger cached reads take from the budget like all others
 REQUESTS_PER_TURN_MAX = 512  # about 5 ms of cache hits, then the other connections have a turn
 WRITE_BATCH_BYTES = 1024 * 1024  # replies collected before they are handed to the transport
 UNSENT_BYTES_MAX = 2 * 1024 * 1024  # in the transport before we stop reading from this client
 CLOSE_SECONDS_MAX = 10.0  # for a client to take its last replies
 
+_TCP_ESTABLISHED, _TCP_SYN_RECV = 1, 3  # tcp_info.tcpi_state, as in <netinet/tcp.h>
 _HEADER_BYTES = REQUEST.size
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 
@@ -60,15 +62,24 @@ class Transmission(asyncio.BufferedProtocol):
     """Serves ``device`` on one connection until the client or the server ends it."""
 
     def __init__(
-        self, device: Device, shape: ExportShape, budget: Budget, counters: Counters, peer: str
+        self,
+        device: Device,
+        shape: ExportShape,
+        budget: Budget,
+        counters: Counters,
+        peer: str,
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``is_shared`` says whether the export has other connections at the moment."""
         self._device = device
+        self._is_shared = is_shared
         self._shape = shape
         self._budget = budget
         self._counters = counters
         self._peer = peer
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
+        self.ended = asyncio.Event()  # the connection is gone, and all that was at work for it
         self._transport: asyncio.Transport
         self._buffer = bytearray(RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
@@ -102,7 +113,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._end = len(received)
         self._parse()
 
-    async def wait_ended(self) -> None:
+    async def run(self) -> None:
         """Return when the connection is gone and nothing of it is at work any more."""
         try:
             await asyncio.shield(self._lost)  # whoever cancels us must not cancel that
@@ -110,6 +121,12 @@ class Transmission(asyncio.BufferedProtocol):
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self.ended.set()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it will send no more requests, as far as anybody on this machine knows."""
+        return self._ending or _peer_has_closed(self._transport)
 
     def end(self) -> None:
         """Read no further request; close when those at work are answered."""
@@ -139,7 +156,14 @@ class Transmission(asyncio.BufferedProtocol):
         self._lost.set_result(None)
 
     def eof_received(self) -> bool:
-        self.end()  # the client may still read: what is at work is answered
+        """The client may still read, so what is at work is answered.
+
+        But a client with several connections may have given this one up, and have sent again
+        elsewhere what is at work here: then none of it may take effect any more.
+        """
+        if self._is_shared() and self._tasks:
+            self.abort()
+        self.end()
         return True
 
     # Back-pressure
@@ -247,7 +271,7 @@ class Transmission(asyncio.BufferedProtocol):
             if (
                 command == _READ
                 and not flags
-                and 0 < length <= PAYLOAD_BYTES_MAX
+                and 0 < length <= FAST_READ_BYTES_MAX
                 and offset + length <= size
                 and (pieces := read_now(offset, length)) is not None
             ):
@@ -320,13 +344,7 @@ class Transmission(asyncio.BufferedProtocol):
     # Working
 
     def _work(self, request: Request, payload: Buffer) -> None:
-        """Carry out a checked request, at once if possible, else as a task."""
-        is_plain_write = request.command == _WRITE and not request.flags
-        if is_plain_write and self._device.write_now(request.offset, payload):
-            self._counters.client_in += request.length
-            self._out_cost += request.length
-            self._reply(request.cookie)
-            return
+        """Carry out a checked request as a task."""
         task = self._loop.create_task(self._serve(request, payload))
         self._tasks.add(task)
         task.add_done_callback(self._worked)
@@ -384,6 +402,18 @@ class Transmission(asyncio.BufferedProtocol):
             self._give_back(cost)
         else:
             self._bytes_unsent += cost
+
+
+def _peer_has_closed(transport: asyncio.Transport) -> bool:
+    """Whether the peer's FIN has come, even if we do not read from it (Linux, tcp(7))."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    try:
+        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except OSError:  # closed already
+        return True
+    return state not in (_TCP_ESTABLISHED, _TCP_SYN_RECV)
 
 
 def close(transport: asyncio.Transport) -> None:

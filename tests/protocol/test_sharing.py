@@ -2,11 +2,14 @@
 """Who may use an export, what several connections share, and what becomes of its lock."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
 from swiftnbd.export import export as export_module
+from swiftnbd.server import server as server_module
+from swiftnbd.server import transmission as transmission_module
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import Serving, exports_of, query_bytes, serving, soon, until
@@ -194,13 +197,15 @@ async def test_flush_fails_on_every_connection_while_bytes_are_not_stored(
 # Stores that fail or hang
 
 
-@pytest.mark.expects_log("export 'disk' is not available: memory:disk: info: 503")
+@pytest.mark.expects_log("refused 'disk': memory:disk: info: 503")
 async def test_store_that_fails_at_attach_is_told_and_the_server_goes_on(
     served: Serving, store: GatedStore
 ) -> None:
     store.fail("^info")
     async with await served.greeted() as peer:
-        with pytest.raises(Refused, match="not available: memory:disk: info: 503 by script"):
+        with pytest.raises(
+            Refused, match=r"'disk' is not available now; the server's log says why$"
+        ):
             await peer.go(b"disk")
         store.heal()
         await peer.go(b"disk")
@@ -209,7 +214,7 @@ async def test_store_that_fails_at_attach_is_told_and_the_server_goes_on(
 
 
 @pytest.mark.parametrize("pattern", ["set .*client", "put swiftnbd/canary"])
-@pytest.mark.expects_log("export 'disk' is not available")
+@pytest.mark.expects_log("refused 'disk': memory:disk")
 async def test_lock_that_failed_halfway_does_not_shut_us_out(
     served: Serving, store: GatedStore, pattern: str
 ) -> None:
@@ -265,7 +270,7 @@ async def test_unlock_that_fails_is_tried_again_until_it_succeeds(
 
 
 @pytest.mark.expects_log("disk: kept locked, trying again: .*503 by script")
-@pytest.mark.expects_log("export 'disk' is not available")
+@pytest.mark.expects_log("refused 'disk': memory:disk")
 async def test_retrying_goes_on_after_a_client_that_could_not_attach(
     served: Serving, store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +330,7 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
         checked = store.gate("^info")
         checked.open()
         await checked.reached(3)
-        with pytest.raises(Refused, match="the lock was broken"):
+        with pytest.raises(Refused, match="'disk' is not available now"):
             async with await served.greeted() as peer:
                 await peer.go(b"disk")
     assert store.part(0) is None
@@ -398,3 +403,97 @@ async def test_late_write_of_a_gone_connection_never_lands_after_a_newer_one(
         await newer.disconnect()
     await served.idle()
     assert (store.part(0) or b"")[:4] == b"new!"
+
+
+async def test_what_a_closed_connection_asked_for_never_lands_after_its_successor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client closes, with a FIN and nothing unread, in the middle of a long request."""
+    monkeypatch.setattr(server_module, "LEAVING_SECONDS_MAX", 0.01)
+    store = GatedStore("disk", objects=200, object_size=4096)
+    await store.set_up()
+    last = 199 * 4096
+    async with serving(*exports_of(store)) as served:
+        older = await served.attached()
+        gate = store.gate("delete disk.part")
+        older.request(nbd.WRITE_ZEROES, 0, 200 * 4096)
+        await gate.reached()
+        await older.close()
+        opening = asyncio.create_task(served.attached())
+        await until(lambda: not served.server._transmissions)  # what it asked for is dropped,
+        gate.open()  # but what the store is at work on is waited for
+        async with await soon(opening) as newer:
+            await newer.write(last, b"N" * 4096)
+            await newer.flush()
+            assert await newer.read(last, 4096) == b"N" * 4096
+            await newer.disconnect()
+        await served.idle()
+    assert store.part(199) == b"N" * 4096
+
+
+async def test_write_that_waits_for_a_read_never_lands_after_its_successor(
+    served: Serving, store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LEAVING_SECONDS_MAX", 0.01)
+    older = await served.attached()
+    gate = store.gate("get disk.part/00000000")
+    older.request(nbd.WRITE, 0, 4, data=b"old!")
+    await gate.reached()
+    await older.close()
+    async with await served.attached() as newer:
+        await newer.write(0, b"N" * OBJECT)
+        await newer.flush()
+        gate.open()
+        assert await newer.read(0, 4) == b"NNNN"
+        await newer.disconnect()
+    await served.idle()
+    assert store.part(0) == b"N" * OBJECT
+
+
+async def test_what_one_of_several_connections_gave_up_never_lands_after_another(
+    served: Serving, store: GatedStore
+) -> None:
+    """A kernel client that gives a connection up sends again on the others what was at work."""
+    async with await served.attached() as newer:
+        older = await served.attached()
+        gate = store.gate("get disk.part/00000000")
+        older.request(nbd.WRITE, 0, 4, data=b"old!")
+        await gate.reached()
+        await older.close()
+        await until(lambda: len(served.server._connections) == 1)
+        await newer.write(0, b"N" * OBJECT)
+        gate.open()
+        assert await newer.read(0, 4) == b"NNNN"
+        await newer.disconnect()
+    await served.idle()
+    assert store.part(0) == b"N" * OBJECT
+
+
+async def test_connection_that_we_do_not_read_from_is_seen_to_have_closed(
+    served: Serving, store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many requests are at work that the server does not read: it gets no end of file."""
+    monkeypatch.setattr(server_module, "LEAVING_SECONDS_MAX", 0.01)
+    older = await served.attached()
+    gate = store.gate("get disk.part/00000000")
+    for _ in range(transmission_module.REQUESTS_AT_WORK_MAX + 1):
+        older.request(nbd.WRITE, 0, 4, data=b"old!")
+    await gate.reached()
+    await until(lambda: not next(iter(served.server._transmissions))._reading)
+    await older.close()
+    async with await served.attached() as newer:
+        await newer.write(0, b"N" * OBJECT)
+        gate.open()
+        assert await newer.read(0, 4) == b"NNNN"
+        await newer.disconnect()
+    await served.idle()
+    assert store.part(0) == b"N" * OBJECT
+
+
+async def test_client_whose_machine_is_gone_will_be_noticed(served: Serving) -> None:
+    async with await served.attached() as peer:
+        (transmission,) = served.server._transmissions
+        connection = transmission._transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+        await peer.disconnect()

@@ -30,6 +30,7 @@ class Disk:
         cached: int = 4,
         size: int = SIZE,
         flush_seconds: float = 60.0,
+        request_seconds: float = 65.0,
         plan: Plan | None = None,
     ) -> None:
         self.objects, self.object_size = objects, size
@@ -41,6 +42,7 @@ class Disk:
             Geometry(objects, size),
             cache_bytes=cached * size,
             flush_seconds=flush_seconds,
+            request_seconds=request_seconds,
         )
 
     # the second witness: the store's dictionaries themselves

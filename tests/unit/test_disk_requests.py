@@ -17,7 +17,7 @@ from swiftnbd.export.layout import Geometry
 from swiftnbd.export.parallel import AT_ONCE_MAX
 from swiftnbd.store.memory import MemoryStore
 from tests.support.disks import SIZE, Disk, a_disk, begin, begun, joined, name, turns
-from tests.support.faulty import failing
+from tests.support.faulty import Fault, Gate, failing
 
 A, B = b"a" * SIZE, b"b" * SIZE
 
@@ -106,11 +106,6 @@ async def test_read_now_answers_just_what_is_in_memory() -> None:
             assert joined(pieces) == image[offset : offset + length]
         assert disk.device.read_now(SIZE, SIZE + 1) is None
         assert disk.store.calls == calls
-
-
-async def test_write_now_declines() -> None:
-    async with a_disk() as disk:
-        assert not disk.device.write_now(0, A)
 
 
 async def test_whole_writes_fetch_nothing() -> None:
@@ -209,10 +204,49 @@ async def test_trim_goes_through_all_pages_of_a_listing() -> None:
 
 
 async def test_trim_whose_listing_fails_says_so() -> None:
-    async with a_disk() as disk:
+    async with a_disk(objects=100) as disk:
         disk.script.on("listing", failing(ContainerMissing("faulty: gone")))
         with pytest.raises(ContainerMissing):
-            await disk.device.trim(0, SIZE)
+            await disk.device.trim(0, 100 * SIZE)
+
+
+async def test_trim_of_a_few_objects_does_not_list() -> None:
+    async with a_disk(objects=100) as disk:
+        disk.put(3, A)
+        await disk.device.trim(0, 10 * SIZE)
+        assert disk.has(3) is None
+        assert disk.store.count("listing") == 0
+
+
+async def test_stale_replica_is_not_read() -> None:
+    """It missed an overwrite and has the old bytes, with an ETag that fits them."""
+    async with a_disk(objects=20) as disk:
+        await disk.device.write(0, A)
+        await disk.device.write(0, B)
+        await disk.read(SIZE, 10 * SIZE)  # drives it out of the cache
+        disk.script.on("get", Fault(stale=True))
+        assert await disk.read(0, SIZE) == B
+
+
+async def test_write_of_a_whole_block_ends_the_wait_for_its_old_bytes() -> None:
+    async with a_disk() as disk:
+        gate = Gate()
+        disk.script.on("get", Fault(before=gate))
+        read = await begun(disk.read(0, 1))
+        await disk.device.write(0, A)
+        assert await read == b"a"
+
+
+async def test_waiting_for_a_turn_counts_against_the_time_of_a_request() -> None:
+    """Otherwise many requests behind a hanging store would fail one batch after the other."""
+    async with a_disk(objects=64, cached=64, request_seconds=0.05) as disk:
+        disk.script.hold("put", times=64)
+        writes = [disk.device.write(index * SIZE, A) for index in range(64)]
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        assert {type(result) for result in results} == {ExportError}
+        assert REQUESTS_MAX <= disk.store.count("put") < 64  # most had no turn at all
+        disk.script.clear()
+        await disk.device.flush()
 
 
 # Bad objects
