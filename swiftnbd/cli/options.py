@@ -97,14 +97,21 @@ class SharedOptions:
         return AuthConfig(self.auth_url)
 
     def exports(self, auth: AuthConfig) -> tuple[ExportConfig, ...]:
-        """All containers there are to work on."""
+        """All containers there are to work on, at least one."""
         if auth.directory is None:
             return load_secrets(self.secrets or SECRETS_FILE_DEFAULT)
         if self.secrets is not None:
             return load_secrets(self.secrets, need_login=False)
         from swiftnbd.store.directory import containers  # late: --help needs none of it
 
-        return tuple(ExportConfig(name) for name in containers(auth.directory))
+        exports = tuple(ExportConfig(name) for name in containers(auth.directory))
+        if not exports:
+            missing = "" if auth.directory.exists() else ", which does not exist"
+            raise ContainerMissing(
+                f"no container is set up under {auth.directory}{missing}; "
+                f"run: swiftnbd-ctl -a {auth.url} setup NAME --size 1G"
+            )
+        return exports
 
     def export(self, auth: AuthConfig, container: str) -> ExportConfig:
         """The one container a command names."""

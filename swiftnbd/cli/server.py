@@ -14,7 +14,7 @@ import click
 from swiftnbd.cli import run
 from swiftnbd.cli.exits import EPILOG, SeveralFailed
 from swiftnbd.cli.options import SharedOptions, shared_options
-from swiftnbd.errors import ContainerMissing, SwiftnbdError
+from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import log_for_server
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
 from swiftnbd.server.daemon import PidFile, run_detached
@@ -136,11 +136,6 @@ def server(
                 log.error("%s", error)
             raise
 
-    if not plan.exports:
-        raise ContainerMissing(
-            f"no container is set up under {auth.directory}, "
-            f"run: swiftnbd-ctl -a {auth.url} setup NAME --size 1G"
-        )
     return work(lambda: None) if foreground else run_detached(work)
 
 

@@ -120,6 +120,7 @@ CASES = [
     (4, "odd: object-size 3 is not", ["swiftnbd-ctl", *PLACE, "download", "odd", "image"]),
     (4, "odd: object-size 3 is not", ["swiftnbd-ctl", *PLACE, "list", "-s"]),
     (4, "no container is set up under", ["swiftnbd-server", "-a", "file:none"]),
+    (4, "no container is set up under", ["swiftnbd-ctl", "-a", "file:none", "list"]),
     (1, "already been setup", ["swiftnbd-ctl", *PLACE, "setup", "disk", "4"]),
     (1, "disk is not locked, nothing to do", ["swiftnbd-ctl", *PLACE, "unlock", "disk"]),
     (3, "is already locked by", ["swiftnbd-ctl", *PLACE, "lock", "locked"]),

@@ -78,6 +78,22 @@ def test_containers_that_cannot_be_listed_are_told_and_the_others_listed(
     )
 
 
-def test_empty_folder_lists_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(ctl, "swiftnbd-ctl", ["-a", f"file:{tmp_path}/none", "list"]) == 0
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(("exists", "missing"), [(True, ""), (False, ", which does not exist")])
+@pytest.mark.parametrize("flags", [[], ["-s"]])
+def test_folder_without_containers_is_told_and_not_an_empty_list(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    exists: bool,
+    missing: str,
+) -> None:
+    folder = tmp_path / "typo"
+    if exists:
+        (folder / "no-container").mkdir(parents=True)
+    assert run(ctl, "swiftnbd-ctl", ["-a", f"file:{folder}", "list", *flags]) == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"swiftnbd-ctl: no container is set up under {folder}{missing}; "
+        f"run: swiftnbd-ctl -a file:{folder} setup NAME --size 1G\n"
+    )

@@ -88,7 +88,12 @@ def test_swift_container_must_be_in_the_secrets_file(secrets: str) -> None:
 def test_folder_needs_no_secrets_file(tmp_path: Path) -> None:
     auth = AuthConfig("file:x", directory=tmp_path / "none")
     assert options().export(auth, "any") == ExportConfig("any")
-    assert options().exports(auth) == ()
+
+
+def test_folder_without_containers_has_no_exports(tmp_path: Path) -> None:
+    auth = AuthConfig("file:x", directory=tmp_path)
+    with pytest.raises(ContainerMissing, match=f"no container is set up under {tmp_path}; run: "):
+        options().exports(auth)
 
 
 def test_named_secrets_file_selects_containers_of_a_folder(tmp_path: Path, secrets: str) -> None:
