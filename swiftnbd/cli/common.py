@@ -74,6 +74,17 @@ def holder_of(info: ContainerInfo) -> str:
     return info.metadata.get(META_PREFIX + "client", "")
 
 
+def locked_by(name: str, holder: str) -> Locked:
+    """The refusal of a container that somebody holds."""
+    from swiftnbd.export.lock import describe_holder
+
+    return Locked(
+        f"{name} is locked by {describe_holder(holder)}; "
+        f"if that holder is gone, run: swiftnbd-ctl unlock {name}",
+        holder,
+    )
+
+
 def lock_of_this_process(store: Store) -> "Lock":
     """A lock whose mark two commands on one host never share: the process id is its port."""
     from swiftnbd.export.lock import Lock, mark_for
@@ -100,8 +111,10 @@ async def acquire(lock: "Lock", name: str) -> DiskInfo:
         return await lock.acquire()
     except ExportUnusable as error:
         raise ExportUnusable(f"{name}: {error}") from None
-    except (Locked, ContainerMissing):
-        raise  # no mark of ours is there, or it is kept on purpose
+    except Locked as error:
+        raise locked_by(name, error.holder) from None
+    except ContainerMissing:
+        raise  # and no mark of ours is there
     except BaseException:
         await _withdraw(lock, name)
         raise

@@ -6,10 +6,18 @@ from functools import partial
 
 import click
 
-from swiftnbd.cli.common import Tell, acquire, holder_of, on_container, read_container, tell
+from swiftnbd.cli.common import (
+    Tell,
+    acquire,
+    holder_of,
+    locked_by,
+    on_container,
+    read_container,
+    tell,
+)
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
-from swiftnbd.errors import ExportUnusable, Locked
+from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.layout import is_set_up
 from swiftnbd.store.base import Store
 
@@ -35,11 +43,11 @@ def unlock_command(options: SharedOptions, *, container: str) -> int:
 
 async def lock(store: Store, *, name: str, tell: Tell) -> int:
     """Mark the container as held by this host, with no connection (port 0)."""
-    from swiftnbd.export.lock import Lock, describe_holder, mark_for
+    from swiftnbd.export.lock import Lock, mark_for
 
     info = await read_container(store, name)
     if holder := holder_of(info):
-        raise Locked(f"{name} is already locked by {describe_holder(holder)}", holder)
+        raise locked_by(name, holder)
     await acquire(Lock(store, mark_for(socket.gethostname(), 0)), name)
     tell(f"Done, {name} is locked")
     return Exit.DONE

@@ -11,13 +11,14 @@ from swiftnbd.cli.common import (
     holder_of,
     lock_of_this_process,
     locked,
+    locked_by,
     on_container,
     read_container,
     tell,
 )
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size, size_option
-from swiftnbd.errors import ExportUnusable, Locked, SwiftnbdError
+from swiftnbd.errors import ExportUnusable, SwiftnbdError
 from swiftnbd.export.layout import (
     META_PREFIX,
     OBJECT_SIZE_DEFAULT,
@@ -156,7 +157,8 @@ def _parse(info: ContainerInfo) -> DiskInfo | None:
 async def _set_up_existing(
     store: Store, name: str, info: ContainerInfo, request: SetupRequest, tell: Tell
 ) -> None:
-    _refuse_locked(info, name)
+    if holder := holder_of(info):
+        raise locked_by(name, holder)  # not even --force sets it up
     if request.policy and request.policy.casefold() != info.policy.casefold():
         raise SwiftnbdError(f"{name} exists with storage policy {info.policy!r}, which is for good")
     if not request.force:
@@ -173,15 +175,6 @@ async def _set_up_existing(
         await store.set_metadata({k: v for k, v in metadata.items() if k not in kept})
     if request.geometry.size < disk.geometry.size:
         tell("the disk is smaller than before: what lies behind its end stays stored, unseen")
-
-
-def _refuse_locked(info: ContainerInfo, name: str) -> None:
-    from swiftnbd.export.lock import describe_holder
-
-    if holder := holder_of(info):
-        raise Locked(
-            f"{name} is in use by {describe_holder(holder)}: not even --force sets it up", holder
-        )
 
 
 async def _refuse_in_use(store: Store, info: ContainerInfo, name: str) -> None:

@@ -14,6 +14,11 @@ from swiftnbd.store.memory import MemoryStore
 
 NAME = "disk"
 OBJECT_SIZE = 4096
+HOLDER = "host:7@1700000000"
+HELD = (
+    "disk is locked by host:7 since 2023-11-14 22:13:20 UTC; "
+    "if that holder is gone, run: swiftnbd-ctl unlock disk"
+)
 
 
 class Told(list[str]):

@@ -67,6 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+HELD = "locked is locked by .* since .* UTC; if .* is gone, run: swiftnbd-ctl unlock locked"
+
 CASES = [
     # wrong usage
     (2, "no such command|No such command", ["swiftnbd-ctl", *PLACE, "frobnicate"]),
@@ -123,10 +125,10 @@ CASES = [
     (4, "no container is set up under", ["swiftnbd-ctl", "-a", "file:none", "list"]),
     (1, "already been setup", ["swiftnbd-ctl", *PLACE, "setup", "disk", "4"]),
     (1, "disk is not locked, nothing to do", ["swiftnbd-ctl", *PLACE, "unlock", "disk"]),
-    (3, "is already locked by", ["swiftnbd-ctl", *PLACE, "lock", "locked"]),
-    (3, "in use by", ["swiftnbd-ctl", *PLACE, "download", "locked", "image"]),
-    (3, "in use by", ["swiftnbd-ctl", *PLACE, "delete", "locked"]),
-    (3, "in use by", ["swiftnbd-ctl", *PLACE, "setup", "-f", "locked", "4"]),
+    (3, HELD, ["swiftnbd-ctl", *PLACE, "lock", "locked"]),
+    (3, HELD, ["swiftnbd-ctl", *PLACE, "download", "locked", "image"]),
+    (3, HELD, ["swiftnbd-ctl", *PLACE, "delete", "locked"]),
+    (3, HELD, ["swiftnbd-ctl", *PLACE, "setup", "-f", "locked", "4"]),
     # files
     (1, "taken exists; to replace it", ["swiftnbd-ctl", *PLACE, "download", "disk", "taken"]),
     (1, "cannot create .*no/image.part", ["swiftnbd-ctl", *PLACE, "download", "disk", "no/image"]),

@@ -22,7 +22,7 @@ from swiftnbd.export.layout import Geometry, object_name
 from swiftnbd.export.lock import CANARY
 from swiftnbd.store.base import Listed, Store
 from swiftnbd.store.memory import MemoryStore
-from tests.integration.conftest import NAME, OBJECT_SIZE, Told, metadata
+from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
 
 
 async def set_up(store: Store, objects: int) -> None:
@@ -43,8 +43,8 @@ async def test_container_goes_with_everything_in_it(disk: Store, told: Told) -> 
 
 async def test_locked_container_is_not_deleted(disk: Store, told: Told) -> None:
     await disk.put(object_name(3), b"x")
-    await disk.set_metadata({"swiftnbd-client": "host:7@1700000000"})
-    with pytest.raises(Locked, match="in use by host:7"):
+    await disk.set_metadata({"swiftnbd-client": HOLDER})
+    with pytest.raises(Locked, match=f"^{HELD}$"):
         await delete(disk, name=NAME, tell=told)
     assert [row.name for row in await disk.listing()] == [object_name(3)]
 

@@ -15,7 +15,7 @@ from swiftnbd.errors import CorruptObject, Locked, StoreUnavailable, SwiftnbdErr
 from swiftnbd.export.layout import Geometry, object_name
 from swiftnbd.store.base import Blob, Store
 from swiftnbd.store.memory import MemoryStore
-from tests.integration.conftest import NAME, OBJECT_SIZE, Told, metadata
+from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
 
 
 @pytest.fixture
@@ -94,11 +94,11 @@ async def test_progress_is_told_in_lines_without_a_terminal(
 
 
 async def test_locked_container_is_not_downloaded(disk: Store, image: Path, told: Told) -> None:
-    await disk.set_metadata({"swiftnbd-client": "host:7@1700000000"})
-    with pytest.raises(Locked, match="in use by host:7 since"):
+    await disk.set_metadata({"swiftnbd-client": HOLDER})
+    with pytest.raises(Locked, match=f"^{HELD}$"):
         await run(disk, image, told)
     assert beside(image) == []
-    assert (await metadata(disk))["client"] == "host:7@1700000000"
+    assert (await metadata(disk))["client"] == HOLDER
 
 
 @pytest.mark.parametrize("size", [0, OBJECT_SIZE - 1, OBJECT_SIZE + 1])

@@ -13,9 +13,7 @@ from swiftnbd.errors import ContainerMissing, ExportUnusable, Locked, StoreError
 from swiftnbd.export.lock import CANARY
 from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryStore
-from tests.integration.conftest import NAME, Told, metadata
-
-MARK = "host:7@1700000000"
+from tests.integration.conftest import HELD, HOLDER, NAME, Told, metadata
 
 
 async def test_lock_marks_this_host_without_a_connection(disk: Store, told: Told) -> None:
@@ -26,21 +24,29 @@ async def test_lock_marks_this_host_without_a_connection(disk: Store, told: Told
 
 
 async def test_locked_container_is_not_locked_again(disk: Store, told: Told) -> None:
-    await disk.set_metadata({"swiftnbd-client": MARK})
-    with pytest.raises(Locked, match="disk is already locked by host:7 since 2023-11-14 22:13:20"):
+    await disk.set_metadata({"swiftnbd-client": HOLDER})
+    with pytest.raises(Locked) as caught:
         await lock(disk, name=NAME, tell=told)
-    assert (await metadata(disk))["client"] == MARK
+    assert (str(caught.value), caught.value.holder) == (HELD, HOLDER)
+    assert (await metadata(disk))["client"] == HOLDER
+
+
+async def test_holder_that_was_faster_is_named_too(disk: Store) -> None:
+    await disk.set_metadata({"swiftnbd-client": HOLDER})
+    with pytest.raises(Locked) as caught:
+        await locked(disk, NAME).__aenter__()
+    assert (str(caught.value), caught.value.holder) == (HELD, HOLDER)
 
 
 async def test_unlock_says_who_held_it_and_remembers(disk: Store, told: Told) -> None:
-    await disk.set_metadata({"swiftnbd-client": MARK})
+    await disk.set_metadata({"swiftnbd-client": HOLDER})
     await disk.put(CANARY, b"x")
     assert await unlock(disk, name=NAME, tell=told) == 0
     found = await metadata(disk)
-    assert ("client" in found, found["last"]) == (False, MARK)
+    assert ("client" in found, found["last"]) == (False, HOLDER)
     assert await disk.listing() == []
     assert told == [
-        f"disk lock is: {MARK} (host:7 since 2023-11-14 22:13:20 UTC)",
+        f"disk lock is: {HOLDER} (host:7 since 2023-11-14 22:13:20 UTC)",
         "Done, disk is unlocked",
     ]
 
@@ -53,7 +59,7 @@ async def test_unlocked_container_has_nothing_to_unlock(disk: Store, told: Told)
 async def test_container_whose_metadata_makes_no_sense_can_be_unlocked(
     disk: Store, told: Told
 ) -> None:
-    await disk.set_metadata({"swiftnbd-client": MARK, "swiftnbd-objects": "-1"})
+    await disk.set_metadata({"swiftnbd-client": HOLDER, "swiftnbd-objects": "-1"})
     assert await unlock(disk, name=NAME, tell=told) == 0
     assert "client" not in await metadata(disk)
 
