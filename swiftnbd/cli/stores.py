@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """From configuration to open stores. What is heavy is imported when it is needed."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -40,12 +41,11 @@ class Stores:
 
     def open(self, export: ExportConfig) -> Store:
         """The store of one container. Nothing is sent yet."""
-        if self._auth.directory is not None:
-            from swiftnbd.store.directory import DirectoryStore
-
-            store: Store = DirectoryStore(self._auth.directory, export.name)
-        else:
+        directory = self._auth.directory
+        if directory is None:
             store = self._open_swift(export)
+        else:
+            store = _open_directory(directory, export)
         self._stores.append(store)
         return store
 
@@ -63,3 +63,9 @@ class Stores:
             auth = V1Auth(self._auth.url, login.username, login.password)
             self._accounts[login] = SwiftAccount(auth)
         return self._accounts[login]
+
+
+def _open_directory(directory: Path, export: ExportConfig) -> Store:
+    from swiftnbd.store.directory import DirectoryStore
+
+    return DirectoryStore(directory, export.name)

@@ -1,30 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""Opens stores the way they are meant to be used: with their wrappers, in their order.
+"""Opens Swift containers the way they are meant to be used: with their wrappers, in their order.
 
-A Swift container is ``Retrying(Proven(SwiftStore(...)))``: a retry makes a new proof, and a proof
-is never made of tries that may be a minute apart.
+That is ``Retrying(Proven(SwiftStore(...)))``: a retry makes a new proof, and a proof is never made
+of tries that may be a minute apart. (A `DirectoryStore` needs no wrapper, and none of the imports
+here, which take their time.)
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from swiftnbd.store.auth import Auth, V1Auth
+from swiftnbd.store.auth import V1Auth
 from swiftnbd.store.base import Store
-from swiftnbd.store.directory import DirectoryStore
-from swiftnbd.store.directory import containers as directory_containers
 from swiftnbd.store.proven import Proven
 from swiftnbd.store.retrying import DEADLINE_SECONDS_DEFAULT, Retrying
 from swiftnbd.store.swift import SwiftStore
 from swiftnbd.store.swift_http import SwiftAccount, Timeouts
 
 __all__ = [
-    "Auth",
     "Patience",
     "SwiftAccount",
     "Timeouts",
     "V1Auth",
-    "directory_containers",
-    "open_directory",
     "open_swift",
 ]
 
@@ -41,8 +36,3 @@ def open_swift(account: SwiftAccount, container: str, patience: Patience | None 
     patience = Patience() if patience is None else patience
     proven = Proven(SwiftStore(account, container))
     return Retrying(proven, deadline_seconds=patience.deadline_seconds)
-
-
-def open_directory(root: Path, container: str) -> Store:
-    """A container in a directory."""
-    return DirectoryStore(root, container)
