@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """From a program's start to its exit code: every failure becomes one sentence on stderr."""
 
+import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,11 +13,12 @@ import click
 
 from swiftnbd.cli.exits import Exit, exit_code
 from swiftnbd.errors import SwiftnbdError
+from swiftnbd.log import OneLine
 
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_ONE_LINE = OneLine()
 
 
 class Interrupted(Exception):
@@ -26,7 +27,7 @@ class Interrupted(Exception):
 
 def say(program: str, message: str) -> None:
     """One line for the person at the terminal, apart from what the program puts out."""
-    line = _CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
+    line = _ONE_LINE.format(logging.makeLogRecord({"msg": message}))
     click.echo(f"{program}: {line}", err=True)
 
 

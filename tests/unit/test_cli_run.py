@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable
 
@@ -61,6 +62,14 @@ def test_bug_keeps_its_traceback() -> None:
 def test_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
     say("prog", "a\nb\x1b[31m\u2028\x9b")
     assert capsys.readouterr().err == "prog: a\\nb\\x1b[31m\\u2028\\x9b\n"
+
+
+def test_sentence_is_escaped_in_the_one_place_where_log_lines_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swiftnbd.log._CONTROL", re.compile("[\u202e]"))
+    say("prog", "100%s \u202e")
+    assert capsys.readouterr().err == "prog: 100%s \\u202e\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
