@@ -151,7 +151,7 @@ class Export:
             raise ExportError(
                 EIO,
                 f"{self.name}: the lock was broken while {self.device.dirty_bytes} bytes "
-                f"were not written back",
+                f"were not written back; restart the server to give them up",
             )
         self._lock = None  # the unlock that seemed to fail did not, or the lock never was
 
@@ -221,7 +221,7 @@ class Export:
                 except SwiftnbdError as error:
                     log.debug("%s: still kept: %s", self.name, error)
                 else:
-                    log.info("%s: written back after all", self.name)
+                    log.info("%s: let go after all", self.name)
                     return
 
     async def _stop_retrying(self) -> None:

@@ -17,7 +17,8 @@ The canary is an object that exists as long as the container is held, and says b
 serves as the object whose presence proves that a 404 on another means absence (see
 `swiftnbd.store.proven`). It goes before the mark does, so one that is found without its mark is
 either a holder's whose mark was overwritten, or was left by a crash and an unlock by 0.11, which
-then has left its mark in ``last``.
+then has left its mark in ``last``. (If 0.11 has locked once more since, ``last`` is another, and
+we must take it for a holder's: `break_lock` sorts that out, by hand.)
 """
 
 import asyncio
@@ -83,7 +84,7 @@ class Lock:
         await asyncio.sleep(self.settle_seconds)
         holder = (await self._read()).client
         if holder != self.mark:
-            raise self._held_by(holder)
+            raise self._held_by(holder or "somebody who unlocked it while we locked it")
         try:
             await self._raise_canary(info.last)
         except Locked as error:

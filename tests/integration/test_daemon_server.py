@@ -107,6 +107,7 @@ def test_signal_while_it_starts_ends_it_in_order(folder: Path, number: signal.Si
         with subprocess.Popen(
             [sys.executable, *command, "--pid-file", "pid"],
             cwd=folder,
+            env=os.environ | {"PYTHONASYNCIODEBUG": ""},  # it remarks on slow imports
             stderr=subprocess.PIPE,
             text=True,
         ) as process:

@@ -9,7 +9,7 @@ from tests.model.machine import DiskMachine
 from tests.model.mutants import MUTANTS, Plant
 
 SETTINGS = settings(
-    max_examples=200,
+    max_examples=600,
     derandomize=True,
     stateful_step_count=30,
     deadline=None,
