@@ -54,6 +54,7 @@ CLOSE_SECONDS_MAX = 10.0  # for a client to take its last replies
 _TCP_ESTABLISHED, _TCP_SYN_RECV = 1, 3  # tcp_info.tcpi_state, as in <netinet/tcp.h>
 _HEADER_BYTES = REQUEST.size
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
+_FLUSH = int(Command.FLUSH)
 
 log = logging.getLogger(__name__)
 
@@ -307,6 +308,10 @@ class Transmission(asyncio.BufferedProtocol):
             check(request, self._shape)
         except ExportError as error:
             self._refuse(request, error)
+            return True
+        if not request.length and request.command != _FLUSH:
+            self._start += _HEADER_BYTES
+            self._reply(request.cookie)  # allowed, and without effect
             return True
         moves_data = request.command in (_READ, _WRITE)
         if not self._take(request.length if moves_data else 0):
