@@ -179,7 +179,9 @@ async def _set_up_existing(
 
 async def _refuse_in_use(store: Store, info: ContainerInfo, name: str) -> None:
     if is_set_up(info.metadata):
-        raise SwiftnbdError(f"{name} has already been setup; to set it up again, use --force")
+        disk = _parse(info)
+        size = f" with {format_size(disk.geometry.size)}" if disk else ""
+        raise SwiftnbdError(f"{name} has already been setup{size}; to set it up again, use --force")
     if await store.listing(limit=1):
         raise SwiftnbdError(f"{name} holds objects that are no disk's; to use it, give --force")
 

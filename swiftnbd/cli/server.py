@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from swiftnbd.cli import run
+from swiftnbd.cli.common import locked_by
 from swiftnbd.cli.exits import EPILOG, SeveralFailed
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.errors import SwiftnbdError
@@ -190,6 +191,8 @@ async def load_exports(
             failures.append(result)
         else:
             exports[config.name] = result
+            if holder := result.info.client:
+                log.info("%s", locked_by(config.name, holder))
     if not exports:
         raise SeveralFailed("no container is left to export", failures)
     return exports

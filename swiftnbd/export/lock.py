@@ -139,7 +139,11 @@ class Lock:
         return parse_metadata(info.metadata)
 
     def _held_by(self, mark: str) -> Locked:
-        return Locked(f"{self.store.label} is in use by {describe_holder(mark)}", mark)
+        return Locked(
+            f"{self.store.label} is in use by {describe_holder(mark)}; "
+            f"if that is gone, free it with: swiftnbd-ctl unlock",
+            mark,
+        )
 
 
 async def break_lock(store: Store, mark: str) -> None:

@@ -103,7 +103,8 @@ async def test_container_with_objects_needs_force(store: Store, told: Told) -> N
 
 
 async def test_disk_is_not_set_up_twice_without_force(disk: Store) -> None:
-    assert await refused(disk) == "disk has already been setup; to set it up again, use --force"
+    refusal = "disk has already been setup with 32 KiB; to set it up again, use --force"
+    assert await refused(disk) == refusal
 
 
 async def test_locked_container_is_refused_even_with_force(disk: Store) -> None:
