@@ -3,7 +3,7 @@
 
 import logging
 import re
-from logging.handlers import SysLogHandler, WatchedFileHandler
+from logging.handlers import SYSLOG_UDP_PORT, SysLogHandler, WatchedFileHandler
 from pathlib import Path
 
 from swiftnbd.errors import ConfigError
@@ -76,6 +76,6 @@ def _syslog_handler() -> logging.Handler:
     if Path(SYSLOG_SOCKET).exists():
         return SysLogHandler(SYSLOG_SOCKET, facility)
     try:
-        return SysLogHandler(facility=facility)
+        return SysLogHandler(("127.0.0.1", SYSLOG_UDP_PORT), facility)
     except OSError as error:
         raise ConfigError(f"cannot reach syslog: {error}") from None

@@ -30,7 +30,13 @@ from swiftnbd.errors import ExportError, ExportUnusable, StoreError, SwiftnbdErr
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.device import Device
-from swiftnbd.export.layout import PART_PREFIX, Geometry, object_index, object_name
+from swiftnbd.export.layout import (
+    PART_PREFIX,
+    Geometry,
+    object_index,
+    object_name,
+    preferred_block_size,
+)
 from swiftnbd.export.parallel import for_each
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Buffer, Listed, Store
@@ -40,9 +46,6 @@ REQUESTS_MAX = 16  # store requests at once: saturates a Swift node, more only a
 REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
 TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
 FLUSH_SECONDS_MAX = 60.0  # as long as one store operation may take: a flush runs them in parallel
-
-_BLOCK_SIZE_MIN = 4096
-_BLOCK_SIZE_MAX = 32 * 1024 * 1024
 
 
 class Part(NamedTuple):
@@ -406,9 +409,3 @@ def check_cache(geometry: Geometry, cache_bytes: int) -> None:
             f"its objects of {geometry.object_size} bytes need a cache of at least {least} bytes, "
             f"and the limit is {cache_bytes}"
         )
-
-
-def preferred_block_size(geometry: Geometry) -> int:
-    """The power of two, in bytes, that requests should best have: an object, if it is one."""
-    power = 1 << (geometry.object_size.bit_length() - 1)
-    return min(max(power, _BLOCK_SIZE_MIN), _BLOCK_SIZE_MAX)

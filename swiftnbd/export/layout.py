@@ -30,6 +30,8 @@ OWN_PREFIX = "swiftnbd/"
 META_PREFIX = "swiftnbd-"
 
 _DIGITS = 8
+_BLOCK_SIZE_MIN = 4096
+_BLOCK_SIZE_MAX = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,12 @@ class DiskInfo:
     client: str = ""
     last: str = ""
     image_size: int | None = None
+
+
+def preferred_block_size(geometry: Geometry) -> int:
+    """The power of two, in bytes, that requests should best have: an object, if it is one."""
+    power = 1 << (geometry.object_size.bit_length() - 1)
+    return min(max(power, _BLOCK_SIZE_MIN), _BLOCK_SIZE_MAX)
 
 
 def object_name(index: int) -> str:

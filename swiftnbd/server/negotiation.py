@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
-from swiftnbd.export.disk import preferred_block_size
 from swiftnbd.export.export import Client, Export
+from swiftnbd.export.layout import preferred_block_size
 from swiftnbd.protocol import options
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
 from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send

@@ -11,7 +11,6 @@ import ipaddress
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 from urllib.parse import quote
@@ -23,14 +22,14 @@ from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.negotiation import Agreed, Negotiation
+from swiftnbd.server.sockets import close, keep_alive
 from swiftnbd.server.stats import log_stats_forever
-from swiftnbd.server.transmission import Transmission, close
+from swiftnbd.server.transmission import Transmission
 
 CONNECTIONS_MAX = 100  # each costs a receive buffer and, at worst, its share of the budget
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
 SHUTDOWN_SECONDS_MAX = 90.0  # a store operation may take 60, and unlocking comes after it
 LEAVING_SECONDS_MAX = 5.0  # for what a left connection asked for, while its successor waits
-KEEPALIVE_SECONDS = 60  # of silence; then six probes over as long again
 LOST_RANGES_SHOWN_MAX = 10  # in one log line
 
 log = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class Server:
             transport.abort()
             return
         log.debug("%s: connected", client)
-        _keep_alive(transport)
+        keep_alive(transport)
         negotiation = Negotiation(transport, self._exports, client, self._attach)
         self._negotiations.add(negotiation)
         task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
@@ -221,15 +220,6 @@ async def _let_go(export: Export) -> None:
         await export.shut_down()
     except SwiftnbdError as error:
         log.error("%s: %s", export.name, error)
-
-
-def _keep_alive(transport: asyncio.Transport) -> None:
-    """Notice within two minutes that a client's machine is gone: its lock keeps others out."""
-    connection = transport.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 6)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
 
 
 def _reason(error: OSError) -> str:

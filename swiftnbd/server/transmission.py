@@ -15,7 +15,6 @@ from either. Over a bound the connection *stalls*: it stops reading until there 
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
 
 from swiftnbd.errors import ExportError, ProtocolError, SwiftnbdError
@@ -39,6 +38,7 @@ from swiftnbd.protocol.requests import (
 )
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.perform import Described, perform
+from swiftnbd.server.sockets import close, peer_has_closed
 from swiftnbd.store.base import Buffer
 
 RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payloads bypass it
@@ -49,9 +49,7 @@ FAST_READ_BYTES_MAX = 256 * 1024  # larger cached reads take from the budget lik
 REQUESTS_PER_TURN_MAX = 512  # about 5 ms of cache hits, then the other connections have a turn
 WRITE_BATCH_BYTES = 1024 * 1024  # replies collected before they are handed to the transport
 UNSENT_BYTES_MAX = 2 * 1024 * 1024  # in the transport before we stop reading from this client
-CLOSE_SECONDS_MAX = 10.0  # for a client to take its last replies
 
-_TCP_ESTABLISHED, _TCP_SYN_RECV = 1, 3  # tcp_info.tcpi_state, as in <netinet/tcp.h>
 _HEADER_BYTES = REQUEST.size
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
@@ -127,7 +125,7 @@ class Transmission(asyncio.BufferedProtocol):
     @property
     def is_leaving(self) -> bool:
         """Whether it will send no more requests, as far as anybody on this machine knows."""
-        return self._ending or _peer_has_closed(self._transport)
+        return self._ending or peer_has_closed(self._transport)
 
     def end(self) -> None:
         """Read no further request; close when those at work are answered."""
@@ -407,22 +405,3 @@ class Transmission(asyncio.BufferedProtocol):
             self._give_back(cost)
         else:
             self._bytes_unsent += cost
-
-
-def _peer_has_closed(transport: asyncio.Transport) -> bool:
-    """Whether the peer's FIN has come, even if we do not read from it (Linux, tcp(7))."""
-    connection = transport.get_extra_info("socket")
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    try:
-        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except OSError:  # closed already
-        return True
-    return state not in (_TCP_ESTABLISHED, _TCP_SYN_RECV)
-
-
-def close(transport: asyncio.Transport) -> None:
-    """Close when what was written has left; a client that never takes it is cut off."""
-    transport.close()
-    if transport.get_write_buffer_size():
-        asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, transport.abort)

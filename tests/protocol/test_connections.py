@@ -11,7 +11,7 @@ import pytest
 
 from swiftnbd.errors import ConfigError
 from swiftnbd.server import server as server_module
-from swiftnbd.server import transmission
+from swiftnbd.server import sockets
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.negotiation import Negotiation
 from swiftnbd.server.server import Server, client_of, export_uri
@@ -182,7 +182,7 @@ async def test_client_that_reads_none_of_its_option_replies_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It must not keep its socket for ever once it is no connection that counts."""
-    monkeypatch.setattr(transmission, "CLOSE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(sockets, "CLOSE_SECONDS_MAX", 0.01)
     impatient(monkeypatch, 0.3)
     stores = [GatedStore(f"{'n' * 200}{number}") for number in range(60)]
     for store in stores:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from swiftnbd.server import transmission
+from swiftnbd.server import sockets
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import (
@@ -242,7 +242,7 @@ async def test_stop_that_cannot_write_back_keeps_the_lock_and_says_what_is_lost(
 async def test_client_that_never_reads_its_replies_does_not_keep_the_server_from_stopping(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transmission, "CLOSE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(sockets, "CLOSE_SECONDS_MAX", 0.01)
     async with serving(*exports_of(store)) as served:
         peer = await served.attached(receive_buffer=4096)
         for _ in range(64):

@@ -11,9 +11,8 @@ from swiftnbd.export.disk import (
     REQUESTS_MAX,
     ObjectDevice,
     check_cache,
-    preferred_block_size,
 )
-from swiftnbd.export.layout import Geometry
+from swiftnbd.export.layout import Geometry, preferred_block_size
 from swiftnbd.export.parallel import AT_ONCE_MAX
 from swiftnbd.store.memory import MemoryStore
 from tests.support.disks import SIZE, Disk, a_disk, begin, begun, joined, name, turns

@@ -76,7 +76,7 @@ def test_syslog_without_its_socket_goes_over_udp(
     log.log_for_server(verbose=False, syslog=True, log_file=None)
     handler = logging.getLogger("swiftnbd").handlers[0]
     assert isinstance(handler, logging.handlers.SysLogHandler)
-    assert handler.address == ("localhost", 514)
+    assert handler.address == ("127.0.0.1", 514)
     _close_handlers()
 
 
