@@ -497,3 +497,21 @@ async def test_client_whose_machine_is_gone_will_be_noticed(served: Serving) -> 
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
         await peer.disconnect()
+
+
+async def test_large_cached_read_takes_from_the_budget_like_all_others() -> None:
+    """Copies of what is cached are memory too, as long as their client does not read them."""
+    store = GatedStore("disk", objects=64)
+    await store.set_up()
+    length = 64 * OBJECT
+    async with serving(*exports_of(store)) as served, await served.attached() as peer:
+        await peer.read(0, length)  # now it is cached
+        budget = served.server._budget
+        everything = budget.left
+        assert budget.take(everything)
+        peer.request(nbd.READ, 0, length, cookie=7)
+        (transmission,) = served.server._transmissions
+        await until(lambda: transmission._waits_for_budget)
+        budget.give(everything)
+        assert await peer.reply(length) == (7, 0, bytes(length))
+        await peer.disconnect()
