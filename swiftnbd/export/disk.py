@@ -23,13 +23,13 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from errno import EIO
+from errno import EIO, ENOTSUP
 from typing import NamedTuple
 
 from swiftnbd.errors import ExportError, ExportUnusable, StoreError, SwiftnbdError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
-from swiftnbd.export.device import Device
+from swiftnbd.export.device import Device, Extent
 from swiftnbd.export.layout import (
     PART_PREFIX,
     Geometry,
@@ -152,6 +152,9 @@ class ObjectDevice(Device):
         finally:
             self._cache.unpin(block)
 
+    async def extents(self, offset: int, length: int, *, count: int) -> Sequence[Extent]:
+        return [Extent(length, hole=False, zero=False)]  # what is absent is not known yet
+
     async def prefetch(self, offset: int, length: int) -> None:
         # more than half the cache would only push out what it brought in
         blocks = itertools.islice(self._parts(offset, length), self._cache.capacity // 2)
@@ -181,9 +184,21 @@ class ObjectDevice(Device):
         finally:
             self._cache.unpin(block)
 
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        return False  # written through: there is always an upload to wait for
+
     async def zero(
-        self, offset: int, length: int, *, no_hole: bool = False, fua: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        no_hole: bool = False,
+        fua: bool = False,
+        fast: bool = False,
     ) -> None:
+        if fast:
+            raise ExportError(ENOTSUP, "zeros are written through, which is not fast")
+
         async def zero_part(part: Part) -> None:
             await self._zero_part(*part, keep_zeros=no_hole)
 
