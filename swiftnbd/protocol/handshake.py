@@ -5,6 +5,7 @@
 
     FLAGS --client flags--> OPTIONS --EXPORT_NAME or GO, accepted--> DONE (transmission)
                             OPTIONS --ABORT--> DONE (close)
+                            OPTIONS --STARTTLS--> DONE (TLS, then `Handshake.over_tls`)
 
 `Handshake.feed` takes bytes however they are cut; `Handshake.next_event` gives the next thing
 to do, or None when more bytes are needed. What needs no knowledge of exports comes out as
@@ -63,7 +64,26 @@ class Aborted:
     data: bytes
 
 
-Event = Send | ListWanted | ExportWanted | Aborted
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Send ``data``, start TLS, then go on with `Handshake.over_tls`.
+
+    What came behind the option came in the clear: if `Handshake.rest` is not empty, close.
+    """
+
+    data: bytes
+
+
+Event = Send | ListWanted | ExportWanted | Aborted | StartTls
+
+
+class Tls(enum.Enum):
+    """What the handshake makes of TLS ("Establishing a TLS connection")."""
+
+    OFF = enum.auto()  # the specification's NOTLS mode
+    OFFERED = enum.auto()  # SELECTIVETLS, still in the clear
+    REQUIRED = enum.auto()  # FORCEDTLS, still in the clear
+    ACTIVE = enum.auto()  # whatever was agreed before is forgotten
 
 
 class _State(enum.Enum):
@@ -77,14 +97,29 @@ class _State(enum.Enum):
 class Handshake:
     """The server's side of one handshake. ``exports`` is how many `list_replies` would list."""
 
-    def __init__(self, exports: int = 0) -> None:
+    def __init__(self, exports: int = 0, tls: Tls = Tls.OFF) -> None:
         self._state = _State.FLAGS
+        self._tls = tls
         self._buffer = bytearray()
         self._no_zeroes = False
         self._fixed = False
         self._options_left = OPTIONS_MAX + OPTIONS_PER_EXPORT_MAX * exports
         self._skip = 0
         self._after_skip = b""
+
+    def over_tls(self) -> "Handshake":
+        """The handshake that goes on inside TLS, after `StartTls`.
+
+        Of the one in the clear it knows the client's flags, which are not sent again, and how
+        many options are left; all else "MUST be discarded" (CVE-2021-3716), so it is not copied.
+        """
+        assert self._state is _State.DONE
+        handshake = Handshake(tls=Tls.ACTIVE)
+        handshake._state = _State.OPTIONS
+        handshake._fixed = self._fixed
+        handshake._no_zeroes = self._no_zeroes
+        handshake._options_left = self._options_left
+        return handshake
 
     def feed(self, data: bytes | memoryview) -> None:
         """Add bytes from the peer."""
@@ -155,9 +190,9 @@ class Handshake:
             raise ProtocolError(f"option magic {magic:#018x} is wrong")
         if not self._fixed and option != Option.EXPORT_NAME:
             raise ProtocolError(f"option {option} from a client without fixed newstyle")
-        handler = _HANDLERS.get(option)
-        if handler is None or length > OPTION_BYTES_MAX:
-            self._refuse_unread(option, length, known=handler is not None)
+        refusal = self._refusal(option, length)
+        if refusal is not None:
+            self._refuse_unread(option, length, *refusal)
             return None
         end = options.OPTION.size + length
         if len(self._buffer) < end:
@@ -165,20 +200,28 @@ class Handshake:
         data = bytes(self._buffer[options.OPTION.size : end])
         del self._buffer[:end]
         self._count_option()
-        return handler(self, data)
+        return _HANDLERS[option](self, data)
 
-    def _refuse_unread(self, option: int, length: int, *, known: bool) -> None:
+    def _refusal(self, option: int, length: int) -> tuple[OptionReply, str] | None:
+        """Why an option is refused whatever its data says; None if it is not."""
+        if self._tls is Tls.REQUIRED and option not in (Option.STARTTLS, Option.ABORT):
+            return OptionReply.ERR_TLS_REQD, "this server talks only over TLS"
+        if option == Option.STARTTLS and self._tls is Tls.OFF:
+            return OptionReply.ERR_POLICY, "this server does not use TLS"
+        if option not in _HANDLERS:
+            return OptionReply.ERR_UNSUP, f"option {option} is not supported"
+        if length > OPTION_BYTES_MAX:
+            return OptionReply.ERR_INVALID, f"{length} bytes of data are too many"
+        return None
+
+    def _refuse_unread(self, option: int, length: int, kind: OptionReply, text: str) -> None:
         """Go on to SKIPPING: the data is read away in pieces, never kept."""
-        if length > SKIPPED_BYTES_MAX or (known and option == Option.EXPORT_NAME):
+        if option == Option.EXPORT_NAME:
+            raise ProtocolError(f"EXPORT_NAME with {length} bytes of data: {text}")
+        if length > SKIPPED_BYTES_MAX:
             raise ProtocolError(f"option {option} with {length} bytes of data")
         self._count_option()
         del self._buffer[: options.OPTION.size]
-        if known:
-            kind, text = OptionReply.ERR_INVALID, f"{length} bytes of data are too many"
-        else:
-            kind, text = OptionReply.ERR_UNSUP, f"option {option} is not supported"
-        if option == Option.STARTTLS:
-            kind, text = OptionReply.ERR_POLICY, "this server does not use TLS"
         self._skip = length
         self._after_skip = options.error_reply(option, kind, text)
         self._state = _State.SKIPPING
@@ -219,6 +262,13 @@ class Handshake:
             )
         return ListWanted()
 
+    def _on_starttls(self, data: bytes) -> Event:
+        if data or self._tls is Tls.ACTIVE:
+            text = "STARTTLS takes no data" if data else "TLS is on already"
+            return Send(options.error_reply(Option.STARTTLS, OptionReply.ERR_INVALID, text))
+        self._state = _State.DONE
+        return StartTls(options.reply(Option.STARTTLS, OptionReply.ACK))
+
     def _on_info(self, data: bytes) -> Event:
         return self._on_info_or_go(Option.INFO, data)
 
@@ -238,6 +288,7 @@ _HANDLERS: dict[int, Callable[[Handshake, bytes], Event]] = {
     Option.EXPORT_NAME: Handshake._on_export_name,
     Option.ABORT: Handshake._on_abort,
     Option.LIST: Handshake._on_list,
+    Option.STARTTLS: Handshake._on_starttls,
     Option.INFO: Handshake._on_info,
     Option.GO: Handshake._on_go,
 }

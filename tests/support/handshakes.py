@@ -13,6 +13,8 @@ from swiftnbd.protocol.handshake import (
     Handshake,
     ListWanted,
     Send,
+    StartTls,
+    Tls,
 )
 from swiftnbd.protocol.options import ExportInfo
 
@@ -23,6 +25,7 @@ ACK = b"\0\0\0\1"
 UNSUP = b"\x80\0\0\1"
 POLICY = b"\x80\0\0\2"
 INVALID = b"\x80\0\0\3"
+TLS_REQD = b"\x80\0\0\5"
 UNKNOWN = b"\x80\0\0\6"
 
 ABORT = MAGIC + b"\0\0\0\2" + b"\0\0\0\0"
@@ -56,7 +59,7 @@ def collect(handshake: Handshake) -> list[Event]:
     events: list[Event] = []
     while (event := handshake.next_event()) is not None:
         events.append(event)
-        if isinstance(event, ExportWanted | Aborted):
+        if isinstance(event, ExportWanted | Aborted | StartTls):
             break
     return events
 
@@ -64,16 +67,22 @@ def collect(handshake: Handshake) -> list[Event]:
 class Dialogue:
     """A handshake with one export called "disk": what it sends, and how it ended."""
 
-    def __init__(self, exports: int = 1) -> None:
-        self.handshake = Handshake(exports)
+    def __init__(self, exports: int = 1, tls: Tls = Tls.OFF) -> None:
+        self.handshake = Handshake(exports, tls)
         self.sent = b""
-        self.ended = ""  # "abort", "transmission" or the reason for which it must be closed
+        self.ended = ""  # "abort", "tls", "transmission" or why it must be closed
 
     def feed(self, *pieces: bytes) -> "Dialogue":
         for piece in pieces:
             if not self.ended:
                 self.handshake.feed(piece)
                 self._react()
+        return self
+
+    def over_tls(self) -> "Dialogue":
+        """Go on inside TLS."""
+        assert self.ended == "tls"
+        self.handshake, self.ended = self.handshake.over_tls(), ""
         return self
 
     def take(self) -> bytes:
@@ -97,6 +106,9 @@ class Dialogue:
             case Aborted(data):
                 self.sent += data
                 self.ended = "abort"
+            case StartTls(data):
+                self.sent += data
+                self.ended = "tls"
             case ExportWanted(name="disk" | ""):
                 self.sent += self.handshake.accept(event, DISK)
                 if event.chosen:
