@@ -11,7 +11,7 @@ import uvloop
 
 from swiftnbd.export.export import Export
 from swiftnbd.export.layout import Geometry, setup_metadata
-from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.server import Server
 from swiftnbd.store.memory import MemoryStore
 
@@ -24,8 +24,8 @@ async def serve(size: int) -> int:
     await store.create_container(setup_metadata(Geometry(size // OBJECT_BYTES, OBJECT_BYTES)))
     export = Export("disk", store, cache_bytes=2 * size, settle_seconds=0)
     await export.load()
-    server = Server({"disk": export}, ServerConfig(bind_port=0))
-    return await server.run(lambda uris: print(*uris, sep="\n", flush=True))
+    server = Server({"disk": export}, ServerConfig((TcpAddress(port=0),)))
+    return await server.run(lambda places: print(places[0].uri("disk"), flush=True))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from swiftnbd.cli.exits import EPILOG, SeveralFailed
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import log_for_server
-from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
+from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig, TcpAddress
 from swiftnbd.server.daemon import PidFile, run_detached
 
 if TYPE_CHECKING:
     from swiftnbd.export.export import Export
+    from swiftnbd.server.listeners import Place
     from swiftnbd.store.base import Store
 
 PROGRAM = "swiftnbd-server"
@@ -65,7 +66,7 @@ def _bind_address(ctx: click.Context, param: click.Parameter, value: str) -> str
     "--bind-address",
     metavar="ADDRESS",
     callback=_bind_address,
-    default=ServerConfig().bind_address,
+    default=TcpAddress().host,
     show_default=True,
     help="Address to listen on, IPv4 or IPv6.",
 )
@@ -74,7 +75,7 @@ def _bind_address(ctx: click.Context, param: click.Parameter, value: str) -> str
     "--bind-port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    default=ServerConfig().bind_port,
+    default=TcpAddress().port,
     show_default=True,
     help="Port to listen on; 0 takes any that is free.",
 )
@@ -122,7 +123,7 @@ def server(
     log_for_server(verbose=options.verbose, syslog=syslog, log_file=log_file)
     auth = options.auth()
     plan = Plan(
-        ServerConfig(bind_address, bind_port, cache_limit * _MEGABYTE),
+        ServerConfig((TcpAddress(bind_address, bind_port),), cache_bytes=cache_limit * _MEGABYTE),
         auth,
         options.exports(auth),
         pid_file,
@@ -151,9 +152,10 @@ async def _serve(plan: Plan, detach: Detach) -> int:
     from swiftnbd.cli.stores import Stores
     from swiftnbd.server.server import Server
 
-    def ready(uris: Sequence[str]) -> None:
-        for uri in uris:
-            click.echo(uri)
+    def ready(places: "Sequence[Place]") -> None:
+        for name in exports:
+            for place in places:
+                click.echo(place.uri(name))
         sys.stdout.flush()
         detach()
 
@@ -175,7 +177,13 @@ async def load_exports(
     async def load(config: ExportConfig) -> Export | SwiftnbdError:
         async with slots:
             store = open_store(config)
-            export = Export(config.name, store, config.read_only, plan.server.cache_bytes)
+            export = Export(
+                config.name,
+                store,
+                config.read_only,
+                plan.server.cache_bytes,
+                multi_conn=config.multi_conn,
+            )
             try:
                 await export.load()
             except SwiftnbdError as error:

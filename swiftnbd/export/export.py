@@ -20,6 +20,7 @@ import logging
 import socket
 from dataclasses import dataclass, field
 from errno import EIO
+from typing import NoReturn
 
 from swiftnbd.errors import (
     ContainerMissing,
@@ -44,15 +45,16 @@ log = logging.getLogger(__name__)
 class Client:
     """Whoever is at the other end: connections with one ``identity`` are one client.
 
-    ``host`` and ``port`` are for the mark in the container and for messages.
+    ``host`` and ``port`` are for the mark in the container, ``shown`` is for messages.
     """
 
     identity: str
     host: str
     port: int
+    shown: str = ""
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return self.shown or f"{self.host}:{self.port}"
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class Export:
     read_only: bool = False
     cache_bytes: int = 64 * 1024 * 1024
     settle_seconds: float = SETTLE_SECONDS_DEFAULT
+    multi_conn: bool = True  # else one connection is the whole client
     counters: Counters = field(default_factory=Counters)
     info: DiskInfo = field(init=False)
     device: ObjectDevice | None = field(init=False, default=None)
@@ -109,6 +112,8 @@ class Export:
             if self._connections and not self.read_only:
                 assert self._client is not None
                 self._check_same(client, self._client)
+                if not self.multi_conn:
+                    self._refuse(self._client)
             if not self._connections:
                 try:
                     await self._take(client)
@@ -122,8 +127,11 @@ class Export:
 
     def _check_same(self, client: Client, holder: Client) -> None:
         if client.identity != holder.identity:
-            mark = self._lock.mark if self._lock else str(holder)
-            raise Locked(f"{self.name} is in use by {describe_holder(mark)}", mark)
+            self._refuse(holder)
+
+    def _refuse(self, holder: Client) -> NoReturn:
+        mark = self._lock.mark if self._lock else str(holder)
+        raise Locked(f"{self.name} is in use by {describe_holder(mark)}", mark)
 
     async def _take(self, client: Client) -> None:
         """Be ready for a first connection: locked unless read-only, with a device."""

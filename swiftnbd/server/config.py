@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Configuration as frozen values. `swiftnbd.cli` reads it from flags and files, nobody else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swiftnbd.server.access import Access
+
 PORT_DEFAULT = 10809  # IANA's port for NBD
 CACHE_BYTES_DEFAULT = 64 * 1024 * 1024
+HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,45 @@ class ExportConfig:
     name: str
     read_only: bool = False
     credentials: Credentials | None = None
+    multi_conn: bool = True
+    access: Access = field(default_factory=Access)
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host's name or address, and a port; 0 is any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = PORT_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """The path of a Unix socket; None is a socket in a private folder made for it."""
+
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InheritedSocket:
+    """The descriptor of a socket on which whoever started us listens already."""
+
+    descriptor: int
+
+
+ListenAddress = TcpAddress | UnixAddress | InheritedSocket
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What the server itself needs to know. ``bind_port`` 0 is any free port."""
+    """What the server itself needs to know.
 
-    bind_address: str = "127.0.0.1"
-    bind_port: int = PORT_DEFAULT
+    ``listen`` is where clients come in. ``access`` goes for all exports, ``export_access`` for
+    some of them in addition.
+    """
+
+    listen: tuple[ListenAddress, ...] = (TcpAddress(),)
     cache_bytes: int = CACHE_BYTES_DEFAULT  # for each export
+    handshake_seconds_max: float = HANDSHAKE_SECONDS_DEFAULT
+    access: Access = field(default_factory=Access)
+    export_access: Mapping[str, Access] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from swiftnbd.errors import ConfigError, SwiftnbdError
+from swiftnbd.server.processes import has_ended, start_ticks
 
 _READY = b"R"
 _PID_BYTES_MAX = 32
@@ -167,24 +168,13 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    # what has ended but was not waited for is not alive, as in containers without an init
-    return _stat_fields(pid)[:1] not in (["Z"], ["X"])
+    return not has_ended(pid)
 
 
 def _is_younger(pid: int, written: float) -> bool:
     """Whether the process ``pid`` began after the file was written, so is not its writer."""
-    try:
-        started = int(_stat_fields(pid)[19]) / os.sysconf("SC_CLK_TCK")
-    except (IndexError, ValueError):
+    started = start_ticks(pid)
+    if started is None:
         return False
-    process_age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    process_age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
     return process_age + _CLOCK_SLACK_SECONDS < time.time() - written
-
-
-def _stat_fields(pid: int) -> list[str]:
-    """/proc/PID/stat from its third field on: state, ..., start time. Empty if unknown."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()  # the name before may hold spaces and brackets

@@ -2,8 +2,7 @@
 """Handshake phase of one connection: drives `swiftnbd.protocol.handshake` over a transport.
 
 The client is read from only while we wait for its bytes, so nothing piles up; that waiting is
-what its patience (`HANDSHAKE_SECONDS_MAX`) is counted in, not the time that our own store and
-lock take.
+what our patience is counted in, not the time that our own store and lock take.
 """
 
 import asyncio
@@ -19,10 +18,6 @@ from swiftnbd.protocol import options
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
 from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send
 from swiftnbd.protocol.options import ExportInfo
-
-HANDSHAKE_SECONDS_MAX = (
-    10.0  # waited for the client, in all; nobody honest needs one (CVE-2024-7409)
-)
 
 _NAME_SHOWN_MAX = 256  # what the specification recommends as a name's length
 
@@ -65,8 +60,9 @@ class Negotiation(asyncio.Protocol):
         exports: Mapping[str, Export],
         client: Client,
         attach: Callable[[Export, Client], Awaitable[Device]],
-        seconds_max: float = HANDSHAKE_SECONDS_MAX,
+        seconds_max: float,
     ) -> None:
+        """``seconds_max``: how long this client may make us wait, in all (CVE-2024-7409)."""
         self._transport = transport
         self._exports = exports
         self._client = client
@@ -205,10 +201,13 @@ def _shown(name: str) -> str:
 def export_info(export: Export) -> ExportInfo:
     """What we say of an export, from one snapshot of it."""
     geometry = export.info.geometry
+    flags = _READ_ONLY_FLAGS if export.read_only else _FLAGS
+    if not export.multi_conn:
+        flags &= ~TransmissionFlag.CAN_MULTI_CONN
     return ExportInfo(
         name=export.name,
         size=geometry.size,
-        flags=_READ_ONLY_FLAGS if export.read_only else _FLAGS,
+        flags=flags,
         description=f"{export.store.label}, {geometry.object_size} byte objects",
         block_size=preferred_block_size(geometry),
     )

@@ -7,21 +7,20 @@ not be written back is named, and its container stays locked.
 """
 
 import asyncio
-import ipaddress
 import logging
-import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
-from urllib.parse import quote
 
-from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
+from swiftnbd.errors import ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
 from swiftnbd.protocol.requests import ExportShape
+from swiftnbd.server.access import Origin
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.negotiation import Agreed, Negotiation
+from swiftnbd.server.peers import peer_of
 from swiftnbd.server.sockets import close, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.transmission import Transmission
@@ -42,41 +41,34 @@ class Server:
         self._exports = exports
         self._config = config
         self._budget = Budget(BYTES_AT_WORK_MAX)
-        self._listener: asyncio.Server | None = None
+        self._listeners = Listeners(self.accept)
         self._connections: set[asyncio.Task[None]] = set()
         self._negotiations: set[Negotiation] = set()
         self._transmissions: dict[Transmission, Export] = {}
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
 
-    async def run(self, ready: Callable[[Sequence[str]], None]) -> int:
-        """Serve until SIGTERM or SIGINT; the exit code. ``ready`` gets the URI of each export."""
-        uris = await self.start()
+    async def run(self, ready: Callable[[Sequence[Place]], None]) -> int:
+        """Serve until SIGTERM or SIGINT; the exit code. ``ready`` is told where it listens."""
+        places = await self.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         stats = loop.create_task(log_stats_forever(self._exports.values()))
         try:
-            ready(uris)
+            ready(places)
             await self._stopping.wait()
         finally:
             stats.cancel()
             whole = await self.stop()
         return 0 if whole else 1
 
-    async def start(self) -> list[str]:
-        """Listen, and return the URI of each export."""
-        host, port = self._config.bind_address, self._config.bind_port
-        loop = asyncio.get_running_loop()
-        try:
-            self._listener = await loop.create_server(
-                lambda: _Accept(self), host, port, backlog=CONNECTIONS_MAX
-            )
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host} port {port}: {_reason(error)}") from None
-        address = self._listener.sockets[0].getsockname()
-        log.info("serving on %s port %d", address[0], address[1])
-        return [export_uri(address[0], address[1], name) for name in self._exports]
+    async def start(self) -> list[Place]:
+        """Listen, and return where."""
+        places = await self._listeners.open(self._config.listen)
+        for place in places:
+            log.info("serving on %s", place)
+        return places
 
     async def stop(self) -> bool:
         """Shut down in order, or at once after a second signal; whether nothing was lost."""
@@ -99,8 +91,7 @@ class Server:
         return all(whole)
 
     async def _shut_down(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
+        self._listeners.close()
         for negotiation in self._negotiations:
             negotiation.shut_down()
         for transmission in self._transmissions:
@@ -131,8 +122,13 @@ class Server:
 
     def accept(self, transport: asyncio.Transport) -> None:
         """A client connected."""
-        client = client_of(transport.get_extra_info("peername"))
+        peer = peer_of(transport)
+        client = peer.client
         if self._stopping.is_set():  # it was in the listener's queue
+            transport.abort()
+            return
+        if not self._config.access.permits(peer.origin):
+            log.warning("%s: refused, its address is not allowed here", client)
             transport.abort()
             return
         if len(self._connections) >= CONNECTIONS_MAX:
@@ -141,11 +137,26 @@ class Server:
             return
         log.debug("%s: connected", client)
         keep_alive(transport)
-        negotiation = Negotiation(transport, self._exports, client, self._attach)
+        negotiation = Negotiation(
+            transport,
+            self._exports_for(peer.origin),
+            client,
+            self._attach,
+            self._config.handshake_seconds_max,
+        )
         self._negotiations.add(negotiation)
         task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+
+    def _exports_for(self, origin: Origin) -> Mapping[str, Export]:
+        """Those that a peer from there may use; it cannot tell the others from unknown ones."""
+        rules = self._config.export_access
+        return {
+            name: export
+            for name, export in self._exports.items()
+            if name not in rules or rules[name].permits(origin)
+        }
 
     async def _serve(
         self, transport: asyncio.Transport, negotiation: Negotiation, client: Client
@@ -220,41 +231,3 @@ async def _let_go(export: Export) -> None:
         await export.shut_down()
     except SwiftnbdError as error:
         log.error("%s: %s", export.name, error)
-
-
-def _reason(error: OSError) -> str:
-    """Why it failed, without the sentence that the event loop puts around it."""
-    if error.errno is not None and error.errno > 0:  # those of name resolution are negative
-        return os.strerror(error.errno)
-    return error.strerror or str(error)
-
-
-class _Accept(asyncio.Protocol):
-    """Lasts until the handshake takes the transport over, in the same call."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # not isinstance: uvloop's transports do what asyncio.Transport says without being one
-        self._server.accept(cast(asyncio.Transport, transport))
-
-
-def client_of(peername: tuple[str, int] | None) -> Client:
-    """Who a TCP peer is: its address, whatever its port and however it is written."""
-    if not peername:  # reset before we looked
-        return Client("unknown", "unknown", 0)
-    host = peername[0].partition("%")[0]
-    address = ipaddress.ip_address(host)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return Client(str(address), str(address), peername[1])
-
-
-def export_uri(host: str, port: int, name: str) -> str:
-    """The NBD URI of an export; a wildcard address is named by its loopback address."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if address.is_unspecified:
-        address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
-    shown = f"[{address}]" if address.version == 6 else str(address)
-    return f"nbd://{shown}:{port}/{quote(name, safe='')}"

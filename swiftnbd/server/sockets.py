@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel is asked to do, and asked about, for one connection (Linux, tcp(7))."""
+"""What the kernel is asked to do, and asked about, for one connection (Linux, tcp(7), poll(2))."""
 
 import asyncio
+import select
 import socket
 
 KEEPALIVE_SECONDS = 60  # of silence; then six probes over as long again
 CLOSE_SECONDS_MAX = 10.0  # for a client to take its last replies
 
 _KEEPALIVE_PROBES = 6
-_TCP_ESTABLISHED, _TCP_SYN_RECV = 1, 3  # tcp_info.tcpi_state, as in <netinet/tcp.h>
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
     """Notice within two minutes that a client's machine is gone: its lock keeps others out."""
     connection = transport.get_extra_info("socket")
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return  # the kernel tells of the end of a process at once
     interval = KEEPALIVE_SECONDS // _KEEPALIVE_PROBES
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
@@ -22,15 +24,13 @@ def keep_alive(transport: asyncio.Transport) -> None:
 
 
 def peer_has_closed(transport: asyncio.Transport) -> bool:
-    """Whether the peer's FIN has come, even if we do not read from it."""
+    """Whether the peer has closed its end, even if what it sent before has not been read."""
     connection = transport.get_extra_info("socket")
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    try:
-        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except OSError:  # closed already
+    if connection is None or transport.is_closing():  # its descriptor may be another's by now
         return True
-    return state not in (_TCP_ESTABLISHED, _TCP_SYN_RECV)
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLRDHUP)  # POLLERR and POLLHUP come unasked
+    return bool(poll.poll(0))
 
 
 def close(transport: asyncio.Transport) -> None:

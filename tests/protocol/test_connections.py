@@ -2,7 +2,6 @@
 """Connections that come to nothing or are hostile: each ends alone (E4, E11, E12, A1.8)."""
 
 import asyncio
-import functools
 import random
 from collections.abc import AsyncIterator
 from typing import cast
@@ -12,9 +11,8 @@ import pytest
 from swiftnbd.errors import ConfigError
 from swiftnbd.server import server as server_module
 from swiftnbd.server import sockets
-from swiftnbd.server.config import ServerConfig
-from swiftnbd.server.negotiation import Negotiation
-from swiftnbd.server.server import Server, client_of, export_uri
+from swiftnbd.server.config import ServerConfig, TcpAddress
+from swiftnbd.server.server import Server
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import Serving, exports_of, serving, soon, until
@@ -44,10 +42,9 @@ async def served(store: GatedStore) -> AsyncIterator[Serving]:
         yield served
 
 
-def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Make a server built from now on wait so long for a client's handshake."""
-    hurried = functools.partial(Negotiation, seconds_max=seconds)
-    monkeypatch.setattr(server_module, "Negotiation", hurried)
+def impatient(seconds: float) -> ServerConfig:
+    """A server that waits so long for a client's handshake."""
+    return ServerConfig((TcpAddress(port=0),), handshake_seconds_max=seconds)
 
 
 @pytest.mark.parametrize("way", ["close", "reset"])
@@ -120,21 +117,17 @@ async def test_e3_name_of_4096_bytes_is_refused_with_a_short_text(served: Servin
 
 @pytest.mark.parametrize("start", [b"", b"\0\0\0\3", HANDSHAKE[:25], HANDSHAKE[:60]])
 async def test_client_that_stops_talking_is_dropped_in_time(
-    store: GatedStore, monkeypatch: pytest.MonkeyPatch, start: bytes
+    store: GatedStore, start: bytes
 ) -> None:
-    impatient(monkeypatch, 0.05)
-    async with serving(*exports_of(store)) as served:
+    async with serving(*exports_of(store), config=impatient(0.05)) as served:
         async with await served.connect() as peer:
             peer.send(start)
             await peer.ended()
         await served.idle()
 
 
-async def test_client_that_dribbles_is_dropped_in_time(
-    store: GatedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    impatient(monkeypatch, 0.1)
-    async with serving(*exports_of(store)) as served:
+async def test_client_that_dribbles_is_dropped_in_time(store: GatedStore) -> None:
+    async with serving(*exports_of(store), config=impatient(0.1)) as served:
         async with await served.connect() as peer:
             for byte in b"\0\0\0\3" + b"IHAVEOPT\0\0\0\x63\0\0\xff\xff" + bytes(65535):
                 peer.send(bytes([byte]))
@@ -148,11 +141,11 @@ async def test_client_that_dribbles_is_dropped_in_time(
         await served.idle()
 
 
-async def test_time_that_our_store_takes_does_not_count_as_the_clients(
-    store: GatedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    impatient(monkeypatch, 0.2)
-    async with serving(*exports_of(store)) as served, await served.greeted() as peer:
+async def test_time_that_our_store_takes_does_not_count_as_the_clients(store: GatedStore) -> None:
+    async with (
+        serving(*exports_of(store), config=impatient(0.2)) as served,
+        await served.greeted() as peer,
+    ):
         gate = store.gate("^info")
         peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\6" + bytes(6))
         await gate.reached()
@@ -183,11 +176,10 @@ async def test_client_that_reads_none_of_its_option_replies_is_cut_off(
 ) -> None:
     """It must not keep its socket for ever once it is no connection that counts."""
     monkeypatch.setattr(sockets, "CLOSE_SECONDS_MAX", 0.01)
-    impatient(monkeypatch, 0.3)
     stores = [GatedStore(f"{'n' * 200}{number}") for number in range(60)]
     for store in stores:
         await store.set_up()
-    async with serving(*exports_of(*stores)) as served:
+    async with serving(*exports_of(*stores), config=impatient(0.3)) as served:
         peer = await served.connect(receive_buffer=4096)
         await peer.greet()
         cast(asyncio.Transport, peer.writer.transport).pause_reading()
@@ -222,46 +214,16 @@ async def test_1000_connects_without_a_word_take_no_lock_and_are_forgotten(
     await served.check_full_service()
 
 
-@pytest.mark.parametrize(
-    ("peername", "identity"),
-    [
-        (("127.0.0.1", 5), "127.0.0.1"),
-        (("::ffff:192.0.2.7", 5, 0, 0), "192.0.2.7"),
-        (("fe80::1%eth0", 5, 0, 2), "fe80::1"),
-        (("2001:DB8:0::1", 5, 0, 0), "2001:db8::1"),
-        (None, "unknown"),
-    ],
-)
-def test_client_is_its_address_however_written(
-    peername: tuple[str, int] | None, identity: str
-) -> None:
-    assert client_of(peername).identity == identity
-
-
-@pytest.mark.parametrize(
-    ("host", "name", "uri"),
-    [
-        ("127.0.0.1", "disk", "nbd://127.0.0.1:7/disk"),
-        ("0.0.0.0", "a b/c", "nbd://127.0.0.1:7/a%20b%2Fc"),
-        ("::", "größe", "nbd://[::1]:7/gr%C3%B6%C3%9Fe"),
-        ("2001:db8::1", "x", "nbd://[2001:db8::1]:7/x"),
-    ],
-)
-def test_uri_of_an_export(host: str, name: str, uri: str) -> None:
-    assert export_uri(host, 7, name) == uri
-
-
 async def test_ipv6_is_served(store: GatedStore) -> None:
     (export,) = exports_of(store)
     await export.load()
-    server = Server({"disk": export}, ServerConfig(bind_address="::1", bind_port=0))
+    server = Server({"disk": export}, ServerConfig((TcpAddress("::1", 0),)))
     try:
-        (uri,) = await server.start()
+        (place,) = await server.start()
     except ConfigError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    assert uri.startswith("nbd://[::1]:")
-    port = int(uri.rpartition(":")[2].partition("/")[0])
-    reader, writer = await asyncio.open_connection("::1", port)
+    assert place.uri("disk") == f"nbd://[::1]:{place.port}/disk"
+    reader, writer = await asyncio.open_connection("::1", place.port)
     assert await soon(reader.readexactly(18)) == b"NBDMAGICIHAVEOPT\0\3"
     writer.close()
     assert await soon(server.stop())

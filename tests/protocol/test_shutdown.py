@@ -132,9 +132,7 @@ async def test_stop_finishes_what_is_at_work_and_unlocks(store: GatedStore) -> N
         peer.request(nbd.WRITE, 0, 4, data=b"last", cookie=1)
         await gate.reached()
         stopping = asyncio.create_task(served.server.stop())
-        await until(
-            lambda: served.server._listener is not None and not served.server._listener.sockets
-        )
+        await until(lambda: not served.server._listeners._servers)
         with pytest.raises(ConnectionRefusedError):
             await served.connect()
         gate.open()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from swiftnbd.export.export import Export
-from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.config import ServerConfig, TcpAddress
+from swiftnbd.server.listeners import Place
 from swiftnbd.server.server import Server
 from swiftnbd.store.base import Store
 from tests.support import nbd_client as nbd
@@ -208,7 +209,12 @@ class Serving:
 
     server: Server
     exports: dict[str, Export]
-    port: int
+    place: Place
+
+    @property
+    def port(self) -> int:
+        assert self.place.port is not None
+        return self.place.port
 
     async def connect(self, source: str = "", *, receive_buffer: int = 0) -> Peer:
         """A connection whose greeting has not been read."""
@@ -256,17 +262,20 @@ def exports_of(*stores: Store, read_only: bool = False) -> list[Export]:
 
 
 @asynccontextmanager
-async def serving(*exports: Export, stops_whole: bool = True) -> AsyncIterator[Serving]:
+async def serving(
+    *exports: Export,
+    stops_whole: bool = True,
+    config: ServerConfig = ServerConfig((TcpAddress(port=0),)),  # noqa: B008
+) -> AsyncIterator[Serving]:
     """Serve these for as long as the block lasts; then nothing of it may be left."""
     for export in exports:
         await export.load()
     (await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)).close()
     tasks, descriptors = asyncio.all_tasks(), _descriptors()  # the loop has opened its own now
-    server = Server({export.name: export for export in exports}, ServerConfig(bind_port=0))
-    uris = await server.start()
-    port = int(uris[0].split(":")[2].split("/")[0])
+    server = Server({export.name: export for export in exports}, config)
+    (place, *_) = await server.start()
     try:
-        yield Serving(server, server._exports, port)  # type: ignore[arg-type]
+        yield Serving(server, server._exports, place)  # type: ignore[arg-type]
     finally:
         whole = await soon(server.stop())
     assert whole is stops_whole
