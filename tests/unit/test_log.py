@@ -3,6 +3,7 @@ import logging
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,66 @@ def test_ctl_says_plain_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     logger.info("not for everybody")
     logger.warning("careful")
     assert capsys.readouterr().err == "swiftnbd-ctl: WARNING: careful\n"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the time is: its last item. Three lines of a kind are enough."""
+    monkeypatch.setattr(log, "LINES_OF_A_KIND_MAX", 3)
+    now = [100.0]
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now[-1]))
+    return now
+
+
+def _flood(times: int, kind: str = "a") -> None:
+    for number in range(times):
+        if kind == "a":
+            logger.info("peer %d is refused", number)
+        else:
+            logger.info("something else")
+
+
+@pytest.mark.expects_log("^WARNING swiftnbd.log: 7 more lines .* like this: peer 9 is refused$")
+def test_line_that_comes_without_end_is_left_out_and_counted(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    log.log_for_server(verbose=False, syslog=False, log_file=None)
+    _flood(10)
+    assert _messages(capsys) == [f"INFO: peer {number} is refused" for number in range(3)]
+    _flood(2, "b")  # others are not concerned
+    assert _messages(capsys) == ["INFO: something else"] * 2
+    clock.append(clock[-1] + log.KIND_SECONDS)
+    _flood(1, "b")
+    assert _messages(capsys) == [
+        "WARNING: 7 more lines were left out that are like this: peer 9 is refused",
+        "INFO: something else",
+    ]
+    _flood(4)
+    assert len(_messages(capsys)) == 3
+
+
+def test_lines_of_a_kind_now_and_then_are_all_shown(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    log.log_for_server(verbose=False, syslog=False, log_file=None)
+    for _ in range(5):
+        _flood(3)
+        clock.append(clock[-1] + log.KIND_SECONDS)
+    assert len(_messages(capsys)) == 15
+
+
+def test_debug_lines_are_never_left_out(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    log.log_for_server(verbose=True, syslog=False, log_file=None)
+    for _ in range(10):
+        logger.debug("request")
+    assert len(_messages(capsys)) == 10
+
+
+def _messages(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on stderr since the last call, without the time."""
+    return [line.split(": swiftnbd: ")[1] for line in capsys.readouterr().err.splitlines()]
 
 
 def _close_handlers() -> None:
