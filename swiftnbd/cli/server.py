@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +19,7 @@ from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import log_for_server
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig, TcpAddress
 from swiftnbd.server.daemon import PidFile, run_detached
+from swiftnbd.server.descriptors import connections_possible, raise_limit
 
 if TYPE_CHECKING:
     from swiftnbd.export.export import Export
@@ -161,7 +162,22 @@ async def _serve(plan: Plan, detach: Detach) -> int:
 
     async with Stores(plan.auth) as stores:
         exports = await load_exports(plan, stores.open)
-        return await Server(exports, plan.server).run(ready)
+        return await Server(exports, with_room(plan.server, len(exports))).run(ready)
+
+
+def with_room(config: ServerConfig, exports: int) -> ServerConfig:
+    """No more connections than this process may have files open for. A WARNING if that is less."""
+    files = raise_limit()
+    possible = connections_possible(files, exports)
+    if possible >= config.connections_max:
+        return config
+    log.warning(
+        "at most %d connections instead of %d: the limit of open files is %d (ulimit -n)",
+        possible,
+        config.connections_max,
+        files,
+    )
+    return replace(config, connections_max=possible)
 
 
 async def load_exports(

@@ -10,6 +10,8 @@ from swiftnbd.server.access import Access
 PORT_DEFAULT = 10809  # IANA's port for NBD
 CACHE_BYTES_DEFAULT = 64 * 1024 * 1024
 HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
+CONNECTIONS_DEFAULT = 200  # each may take some memory, see docs/SECURITY.md
+CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every place
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +88,7 @@ class ServerConfig:
     listen: tuple[ListenAddress, ...] = (TcpAddress(),)
     cache_bytes: int = CACHE_BYTES_DEFAULT  # for each export
     handshake_seconds_max: float = HANDSHAKE_SECONDS_DEFAULT
+    connections_max: int = CONNECTIONS_DEFAULT
+    connections_per_address_max: int = CONNECTIONS_PER_ADDRESS_DEFAULT
     access: Access = field(default_factory=Access)
     export_access: Mapping[str, Access] = field(default_factory=dict)

@@ -10,22 +10,23 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from swiftnbd.errors import ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
 from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.access import Origin
+from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.negotiation import Agreed, Negotiation
-from swiftnbd.server.peers import peer_of
+from swiftnbd.server.peers import Peer, peer_of
 from swiftnbd.server.sockets import close, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.transmission import Transmission
 
-CONNECTIONS_MAX = 100  # each costs a receive buffer and, at worst, its share of the budget
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
 SHUTDOWN_SECONDS_MAX = 90.0  # a store operation may take 60, and unlocking comes after it
 LEAVING_SECONDS_MAX = 5.0  # for what a left connection asked for, while its successor waits
@@ -42,6 +43,7 @@ class Server:
         self._config = config
         self._budget = Budget(BYTES_AT_WORK_MAX)
         self._listeners = Listeners(self.accept)
+        self._admission = Admission(config.connections_max, config.connections_per_address_max)
         self._connections: set[asyncio.Task[None]] = set()
         self._negotiations: set[Negotiation] = set()
         self._transmissions: dict[Transmission, Export] = {}
@@ -131,8 +133,8 @@ class Server:
             log.warning("%s: refused, its address is not allowed here", client)
             transport.abort()
             return
-        if len(self._connections) >= CONNECTIONS_MAX:
-            log.warning("%s: refused, there are %d connections", client, len(self._connections))
+        if reason := self._admission.refusal(peer):
+            log.warning("%s: refused, %s", client, reason)
             transport.abort()
             return
         log.debug("%s: connected", client)
@@ -147,7 +149,12 @@ class Server:
         self._negotiations.add(negotiation)
         task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._admission.enter(peer)
+        task.add_done_callback(partial(self._left, peer))
+
+    def _left(self, peer: Peer, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._admission.leave(peer)
 
     def _exports_for(self, origin: Origin) -> Mapping[str, Export]:
         """Those that a peer from there may use; it cannot tell the others from unknown ones."""

@@ -9,7 +9,6 @@ from typing import cast
 import pytest
 
 from swiftnbd.errors import ConfigError
-from swiftnbd.server import server as server_module
 from swiftnbd.server import sockets
 from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.server import Server
@@ -155,19 +154,37 @@ async def test_time_that_our_store_takes_does_not_count_as_the_clients(store: Ga
         await peer.disconnect()
 
 
-@pytest.mark.expects_log("refused, there are 5 connections")
-async def test_connection_over_the_cap_is_refused_and_the_others_are_served(
-    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.expects_log("127.0.0.9:[0-9]+: refused, there are 5 connections")
+async def test_e6_connection_over_the_cap_is_refused_and_the_others_are_served(
+    store: GatedStore,
 ) -> None:
-    monkeypatch.setattr(server_module, "CONNECTIONS_MAX", 5)
-    async with serving(*exports_of(store)) as served:
+    config = ServerConfig((TcpAddress(port=0),), connections_max=5)
+    async with serving(*exports_of(store), config=config) as served:
         peers = [await served.greeted() for _ in range(5)]
-        async with await served.connect() as late:
+        async with await served.connect("127.0.0.9") as late:
             assert await late.closed_by_server()
         await peers[0].go(b"disk")
         await peers[0].write(0, b"served")
         for peer in peers:
             await peer.close()
+        await served.check_full_service()
+
+
+@pytest.mark.expects_log("127.0.0.9:[0-9]+: refused, it has 5 connections")
+async def test_e5_address_that_takes_all_its_places_leaves_those_of_others(
+    store: GatedStore,
+) -> None:
+    config = ServerConfig((TcpAddress(port=0),), connections_max=6, connections_per_address_max=5)
+    async with serving(*exports_of(store), config=config) as served:
+        greedy = [await served.greeted("127.0.0.9") for _ in range(5)]
+        for _ in range(10):
+            async with await served.connect("127.0.0.9") as late:
+                assert await late.closed_by_server()
+        async with await served.attached() as peer:
+            await peer.write(0, b"served")
+            await peer.disconnect()
+        for each in greedy:
+            await each.close()
         await served.check_full_service()
 
 
