@@ -67,6 +67,7 @@ class Export:
     cache_bytes: int = 64 * 1024 * 1024
     settle_seconds: float = SETTLE_SECONDS_DEFAULT
     multi_conn: bool = True  # else one connection is the whole client
+    tls_only: bool = False  # only clients whose connection is encrypted may know of it
     counters: Counters = field(default_factory=Counters)
     info: DiskInfo = field(init=False)
     device: ObjectDevice | None = field(init=False, default=None)

@@ -50,6 +50,7 @@ class ExportConfig:
     credentials: Credentials | None = None
     multi_conn: bool = True
     access: Access = field(default_factory=Access)
+    tls_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,16 @@ ListenAddress = TcpAddress | UnixAddress | InheritedSocket
 
 
 @dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """TLS on the NBD side. ``certificates`` is a folder; it or ``psk_file`` has to be there."""
+
+    required: bool = False
+    certificates: Path | None = None
+    verify_peer: bool = False
+    psk_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """What the server itself needs to know.
 
@@ -92,3 +103,4 @@ class ServerConfig:
     connections_per_address_max: int = CONNECTIONS_PER_ADDRESS_DEFAULT
     access: Access = field(default_factory=Access)
     export_access: Mapping[str, Access] = field(default_factory=dict)
+    tls: TlsConfig | None = None

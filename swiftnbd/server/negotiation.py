@@ -8,7 +8,7 @@ what our patience is counted in, not the time that our own store and lock take.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
@@ -16,8 +16,18 @@ from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import preferred_block_size
 from swiftnbd.protocol import options
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
-from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send
+from swiftnbd.protocol.handshake import (
+    Aborted,
+    ExportWanted,
+    Handshake,
+    ListWanted,
+    Send,
+    StartTls,
+    Tls,
+)
 from swiftnbd.protocol.options import ExportInfo
+from swiftnbd.server.tls import ServerTls, identity_of
+from swiftnbd.server.tls_transport import TlsTransport
 
 _NAME_SHOWN_MAX = 256  # what the specification recommends as a name's length
 
@@ -51,8 +61,19 @@ class Agreed:
     received: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A handshake led to TLS: it goes on in there."""
+
+    negotiation: "Negotiation"
+
+
 class Negotiation(asyncio.Protocol):
-    """Talks with one client until it has chosen an export or goes away."""
+    """Talks with one client until it has chosen an export or goes away.
+
+    One that starts TLS ends there; another, which knows nothing but the handshake it got from
+    it, goes on inside.
+    """
 
     def __init__(
         self,
@@ -61,13 +82,28 @@ class Negotiation(asyncio.Protocol):
         client: Client,
         attach: Callable[[Export, Client], Awaitable[Device]],
         seconds_max: float,
+        tls: ServerTls | None = None,
+        handshake: Handshake | None = None,
     ) -> None:
-        """``seconds_max``: how long this client may make us wait, in all (CVE-2024-7409)."""
-        self._transport = transport
-        self._exports = exports
-        self._client = client
+        """``seconds_max``: how long this client may make us wait, in all (CVE-2024-7409).
+
+        ``handshake`` is one that goes on inside TLS.
+        """
+        self.transport = transport
+        self._all_exports = self._exports = exports
+        self._hides_exports = False
+        self.client = client
         self._attach = attach
-        self._handshake = Handshake(len(exports))
+        self._tls = tls
+        self._greets = handshake is None
+        if handshake is None:
+            self._exports = {
+                name: export for name, export in exports.items() if not export.tls_only
+            }
+            self._hides_exports = len(self._exports) < len(exports)
+            handshake = Handshake(len(exports), tls.mode if tls else Tls.OFF)
+        self._handshake = handshake
+        self._upgraded: TlsTransport | None = None
         self._patience = seconds_max
         self._event = asyncio.Event()  # bytes came, or can leave again, or never will
         self._gone = False
@@ -76,9 +112,10 @@ class Negotiation(asyncio.Protocol):
         transport.pause_reading()
         transport.set_protocol(self)
 
-    async def run(self) -> Agreed | None:
-        """None if the client went away. Raises `ProtocolError`, `TimeoutError`."""
-        self._transport.write(options.greeting())
+    async def run(self) -> Agreed | Upgraded | None:
+        """None if the client went away. Raises `ProtocolError`."""
+        if self._greets:
+            self.transport.write(options.greeting())
         while True:
             event = self._handshake.next_event()
             match event:
@@ -86,12 +123,14 @@ class Negotiation(asyncio.Protocol):
                     if not await self._more_bytes():
                         return None
                 case Send(data):
-                    self._transport.write(data)
+                    self.transport.write(data)
                 case ListWanted():
-                    self._transport.write(self._handshake.list_replies(self._exports))
+                    self.transport.write(self._handshake.list_replies(self._exports))
                 case Aborted(data):
-                    self._transport.write(data)
+                    self.transport.write(data)
                     return None
+                case StartTls(data):
+                    return await self._start_tls(data)
                 case ExportWanted():
                     agreed = await self._answer(event)
                     if agreed is not None:
@@ -103,19 +142,46 @@ class Negotiation(asyncio.Protocol):
         """The server ends: stop waiting for this client."""
         self._shutting_down = True
         self._event.set()
+        if self._upgraded is not None:
+            self._upgraded.abort()
+
+    async def _start_tls(self, acknowledgement: bytes) -> Upgraded:
+        """Nothing is read in between, so what comes next is TLS."""
+        if self._handshake.rest():
+            # "MUST NOT send": somebody may have put it into the stream (CVE-2011-0411)
+            raise ProtocolError("data in the clear behind STARTTLS")
+        assert self._tls is not None
+        self.transport.write(acknowledgement)
+        self._upgraded = TlsTransport(self.transport, self._tls.context)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._upgraded.handshake(self._patience)
+        log.debug("%s: %s", self.client, self._upgraded)
+        inside = Negotiation(
+            self._upgraded,
+            self._all_exports,
+            replace(self.client, identity=identity_of(self._upgraded) or self.client.identity),
+            self._attach,
+            self._patience - (loop.time() - began),
+            handshake=self._handshake.over_tls(),
+        )
+        return Upgraded(inside)
 
     async def _answer(self, wanted: ExportWanted) -> Agreed | None:
         """Grant or refuse; an `Agreed` if transmission begins."""
         export = self._find(wanted.name)
         if export is None:
-            text = f"export {_shown(wanted.name)} does not exist"
-            self._refuse(wanted, OptionReply.ERR_UNKNOWN, text)
+            if self._hides_exports:  # the same, whether there is such an export or not
+                kind, text = OptionReply.ERR_TLS_REQD, "is not available without TLS"
+            else:
+                kind, text = OptionReply.ERR_UNKNOWN, "does not exist"
+            self._refuse(wanted, kind, f"export {_shown(wanted.name)} {text}")
             return None
         if not wanted.chosen:
-            self._transport.write(self._handshake.accept(wanted, export_info(export)))
+            self.transport.write(self._handshake.accept(wanted, export_info(export)))
             return None
         try:
-            device = await self._attach(export, self._client)
+            device = await self._attach(export, self.client)
         except Locked as error:
             self._refuse(wanted, OptionReply.ERR_POLICY, str(error))
         except SwiftnbdError as error:
@@ -127,8 +193,8 @@ class Negotiation(asyncio.Protocol):
                 await export.detach()
                 return None
             info = export_info(export)
-            self._transport.write(self._handshake.accept(wanted, info))
-            log.info("%s: negotiated export: %s", self._client, export.name)
+            self.transport.write(self._handshake.accept(wanted, info))
+            log.info("%s: negotiated export: %s", self.client, export.name)
             return Agreed(export, device, info.flags, self._handshake.rest())
         return None
 
@@ -136,8 +202,8 @@ class Negotiation(asyncio.Protocol):
         self, wanted: ExportWanted, kind: OptionReply, text: str, *, reason: str = ""
     ) -> None:
         """Tell the client ``text``, and the log ``reason`` if that is not the same."""
-        log.warning("%s: refused %s: %s", self._client, _shown(wanted.name), reason or text)
-        self._transport.write(self._handshake.refuse(wanted, kind, text))
+        log.warning("%s: refused %s: %s", self.client, _shown(wanted.name), reason or text)
+        self.transport.write(self._handshake.refuse(wanted, kind, text))
 
     def _find(self, name: str) -> Export | None:
         if not name and len(self._exports) == 1:
@@ -149,7 +215,7 @@ class Negotiation(asyncio.Protocol):
         self._event.clear()
         if self._gone or self._shutting_down:
             return False
-        self._transport.resume_reading()
+        self.transport.resume_reading()
         await self._wait()
         return not (self._gone or self._shutting_down)
 
@@ -173,7 +239,7 @@ class Negotiation(asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        self._transport.pause_reading()  # here: uvloop would read on before our task runs
+        self.transport.pause_reading()  # here: uvloop would read on before our task runs
         self._handshake.feed(data)
         self._event.set()
 

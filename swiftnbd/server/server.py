@@ -21,10 +21,11 @@ from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.listeners import Listeners, Place
-from swiftnbd.server.negotiation import Agreed, Negotiation
+from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
 from swiftnbd.server.peers import Peer, peer_of
 from swiftnbd.server.sockets import close, keep_alive
 from swiftnbd.server.stats import log_stats_forever
+from swiftnbd.server.tls import server_tls
 from swiftnbd.server.transmission import Transmission
 
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
@@ -39,8 +40,10 @@ class Server:
     """Serves ``exports`` by name, each loaded already."""
 
     def __init__(self, exports: Mapping[str, Export], config: ServerConfig) -> None:
+        """Raises `ConfigError` for TLS that cannot be."""
         self._exports = exports
         self._config = config
+        self._tls = server_tls(config.tls) if config.tls else None
         self._budget = Budget(BYTES_AT_WORK_MAX)
         self._listeners = Listeners(self.accept)
         self._admission = Admission(config.connections_max, config.connections_per_address_max)
@@ -145,9 +148,9 @@ class Server:
             client,
             self._attach,
             self._config.handshake_seconds_max,
+            self._tls,
         )
-        self._negotiations.add(negotiation)
-        task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, client))
+        task = asyncio.get_running_loop().create_task(self._serve(negotiation))
         self._connections.add(task)
         self._admission.enter(peer)
         task.add_done_callback(partial(self._left, peer))
@@ -165,22 +168,27 @@ class Server:
             if name not in rules or rules[name].permits(origin)
         }
 
-    async def _serve(
-        self, transport: asyncio.Transport, negotiation: Negotiation, client: Client
-    ) -> None:
+    async def _serve(self, negotiation: Negotiation) -> None:
+        client = negotiation.client
         try:
-            agreed = await self._negotiate(negotiation)
-            if agreed is not None:
-                await self._transmit(transport, agreed, client)
-                log.info("%s: disconnected from %s", client, agreed.export.name)
+            outcome = await self._negotiate(negotiation)
+            while isinstance(outcome, Upgraded):
+                negotiation = outcome.negotiation
+                outcome = await self._negotiate(negotiation)
+            if outcome is not None:
+                await self._transmit(negotiation.transport, outcome, negotiation.client)
+                log.info("%s: disconnected from %s", client, outcome.export.name)
         except ProtocolError as error:
             log.info("%s: %s; closing the connection", client, error)
         except Exception:
             log.exception("%s: connection failed", client)
         finally:
-            close(transport)
+            close(negotiation.transport)
 
-    async def _negotiate(self, negotiation: Negotiation) -> Agreed | None:
+    async def _negotiate(self, negotiation: Negotiation) -> Agreed | Upgraded | None:
+        self._negotiations.add(negotiation)
+        if self._stopping.is_set():
+            negotiation.shut_down()
         try:
             return await negotiation.run()
         finally:
