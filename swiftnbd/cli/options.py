@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The flags both programs share, and what they add up to."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from swiftnbd import __version__
+from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT, load_secrets
 from swiftnbd.errors import ConfigError, ContainerMissing, StoreError
 from swiftnbd.server.config import AuthConfig, ExportConfig, KeystoneConfig
@@ -19,15 +17,17 @@ DIRECTORY_SCHEME = "file:"
 
 _KEYSTONE = KeystoneConfig()
 
+_flag = flags_of("Where the containers are")
+
 _SHARED = (
     click.version_option(__version__, message="%(prog)s %(version)s"),
-    click.option(
+    _flag(
         "--secrets",
         metavar="FILE",
         help=f"File with the containers and their logins (default: {SECRETS_FILE_DEFAULT}; "
         "with file:DIR none is needed).",
     ),
-    click.option(
+    _flag(
         "-a",
         "--auth-url",
         metavar="URL",
@@ -35,34 +35,34 @@ _SHARED = (
         help="Where to log in: the v1 authentication URL of a Swift, or file:DIR for containers "
         "kept as folders under DIR. There is no default (that of swiftnbd 0.11 is gone).",
     ),
-    click.option(
+    _flag(
         "-k",
         "--keystone-auth",
         is_flag=True,
         help="Log in with Keystone (not supported in this version yet).",
     ),
-    click.option(
+    _flag(
         "--keystone-separator",
         metavar="CHAR",
         default=_KEYSTONE.separator,
         show_default=True,
         help="What stands between tenant and user in the username.",
     ),
-    click.option(
+    _flag(
         "--keystone-service",
         metavar="TYPE",
         default=_KEYSTONE.service,
         show_default=True,
         help="Type of the service to look up.",
     ),
-    click.option(
+    _flag(
         "--keystone-endpoint",
         metavar="TYPE",
         default=_KEYSTONE.endpoint,
         show_default=True,
         help="Type of the endpoint to look up.",
     ),
-    click.option("--keystone-region", metavar="NAME", help="Region to look up (optional)."),
+    _flag("--keystone-region", metavar="NAME", help="Region to look up (optional)."),
     click.option("-v", "--verbose", is_flag=True, help="Log what is being done, in detail."),
 )
 
@@ -128,31 +128,23 @@ class SharedOptions:
         raise ContainerMissing(f"{container} not found in {path}: add a section [{container}]")
 
 
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click command the shared flags; it receives them as one ``options``."""
+def _shared(
+    secrets: str | None,
+    auth_url: str,
+    keystone_auth: bool,
+    keystone_separator: str,
+    keystone_service: str,
+    keystone_endpoint: str,
+    keystone_region: str | None,
+    verbose: bool,
+) -> SharedOptions:
+    keystone = KeystoneConfig(
+        keystone_separator, keystone_service, keystone_endpoint, keystone_region
+    )
+    return SharedOptions(secrets, auth_url, keystone if keystone_auth else None, verbose)
 
-    @functools.wraps(command)
-    def with_options(
-        *,
-        secrets: str | None,
-        auth_url: str,
-        keystone_auth: bool,
-        keystone_separator: str,
-        keystone_service: str,
-        keystone_endpoint: str,
-        keystone_region: str | None,
-        verbose: bool,
-        **others: object,
-    ) -> object:
-        keystone = KeystoneConfig(
-            keystone_separator, keystone_service, keystone_endpoint, keystone_region
-        )
-        options = SharedOptions(secrets, auth_url, keystone if keystone_auth else None, verbose)
-        return command(options=options, **others)
 
-    for option in reversed(_SHARED):
-        with_options = option(with_options)
-    return with_options
+shared_options = flag_group("options", _shared, *_SHARED)
 
 
 def _directory(url: str) -> Path:

@@ -12,16 +12,18 @@ import os
 import stat
 from typing import TextIO
 
+from swiftnbd.cli.networks import NAMES, parse_rules
 from swiftnbd.errors import ConfigError, StoreError
+from swiftnbd.server.access import Access, Rule
 from swiftnbd.server.config import Credentials, ExportConfig
 from swiftnbd.store.checks import check_container_name
 
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
 SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 
-_KNOWN = frozenset({"username", "password", "read-only", "authurl"})
+_KNOWN = frozenset({"username", "password", "read-only", "multi-conn", "allow", "deny", "authurl"})
 _WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
-    "": False,
+    "": False,  # as if the key was not there
     "0": False,
     "no": False,
     "false": False,
@@ -107,8 +109,28 @@ def _export(path: str, section: configparser.SectionProxy, need_login: bool) -> 
             if not section.get(key):
                 raise ConfigError(f"{path}: [{name}] has no {key}")
         credentials = Credentials(section["username"], section["password"])
-    read_only = section.get("read-only", "").lower()
-    if read_only not in _WORDS:
+    access = Access(_rules(path, section, "allow"), _rules(path, section, "deny"))
+    return ExportConfig(
+        name=name,
+        read_only=_word(path, section, "read-only", default=False),
+        credentials=credentials,
+        multi_conn=_word(path, section, "multi-conn", default=True),
+        access=access,
+    )
+
+
+def _word(path: str, section: configparser.SectionProxy, key: str, *, default: bool) -> bool:
+    value = section.get(key, "").lower()
+    if value not in _WORDS:
         # 0.11 took any other word as "no", which is the dangerous way to read a typo
-        raise ConfigError(f"{path}: read-only of [{name}] is neither yes nor no")
-    return ExportConfig(name=name, read_only=_WORDS[read_only], credentials=credentials)
+        raise ConfigError(f"{path}: {key} of [{section.name}] is neither yes nor no")
+    return _WORDS[value] if value else default
+
+
+def _rules(path: str, section: configparser.SectionProxy, key: str) -> tuple[Rule, ...]:
+    try:
+        return parse_rules(section[key]) if key in section else ()
+    except ConfigError:  # which shows the value
+        raise ConfigError(
+            f"{path}: {key} of [{section.name}] is no list of addresses, networks and {NAMES}"
+        ) from None

@@ -4,33 +4,45 @@
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from swiftnbd.cli import run
+from swiftnbd.cli.activation import take_handed_over
 from swiftnbd.cli.common import locked_by
 from swiftnbd.cli.exits import EPILOG, SeveralFailed
+from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.cli.options import SharedOptions, shared_options
+from swiftnbd.cli.server_options import (
+    PID_FILE_DEFAULT,
+    ExportOptions,
+    HandshakeOptions,
+    ListenOptions,
+    ProcessOptions,
+    export_options,
+    handshake_options,
+    listen_options,
+    process_options,
+)
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import log_for_server
-from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig, TcpAddress
-from swiftnbd.server.daemon import PidFile, run_detached
+from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
+from swiftnbd.server.daemon import PidFile, run_detached, take_standard_streams
 from swiftnbd.server.descriptors import connections_possible, raise_limit
 
 if TYPE_CHECKING:
     from swiftnbd.export.export import Export
+    from swiftnbd.server.captive import Captive
     from swiftnbd.server.listeners import Place
     from swiftnbd.store.base import Store
 
 PROGRAM = "swiftnbd-server"
-PID_FILE_DEFAULT = os.path.join(tempfile.gettempdir(), "swiftnbd.pid")
 
-_MEGABYTE = 1024 * 1024  # as swiftnbd 0.11 counted
-_CACHE_MEGABYTES_MAX = 1024 * 1024
 _LOADS_AT_ONCE_MAX = 16
 
 log = logging.getLogger(__name__)
@@ -45,91 +57,53 @@ class Plan:
     server: ServerConfig
     auth: AuthConfig
     exports: tuple[ExportConfig, ...]
-    pid_file: str
-
-
-def _bind_address(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """A click callback: an empty address, as of an unset variable, would be every interface."""
-    if not value.strip():
-        raise click.BadParameter(
-            "no address given; to listen on all interfaces, say 0.0.0.0 or ::", ctx=ctx, param=param
-        )
-    return value
+    pid_file: str | None = None
+    command: str | None = None  # to run meanwhile
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @shared_options
-@click.option(
-    "-b",
-    "--bind-address",
-    metavar="ADDRESS",
-    callback=_bind_address,
-    default=TcpAddress().host,
-    show_default=True,
-    help="Address to listen on, IPv4 or IPv6.",
-)
-@click.option(
-    "-p",
-    "--bind-port",
-    type=click.IntRange(0, 65535),
-    metavar="PORT",
-    default=TcpAddress().port,
-    show_default=True,
-    help="Port to listen on; 0 takes any that is free.",
-)
-@click.option(
-    "-c",
-    "--cache-limit",
-    type=click.IntRange(1, _CACHE_MEGABYTES_MAX),
-    metavar="MB",
-    default=ServerConfig().cache_bytes // _MEGABYTE,
-    show_default=True,
-    help="Cache memory limit of each export in MB.",
-)
-@click.option(
-    "-l",
-    "--log-file",
-    metavar="FILE",
-    help="Log into this file. Without it and --syslog a detached server logs nowhere.",
-)
-@click.option("--syslog", is_flag=True, help="Log to the system logger (local0).")
-@click.option(
-    "-f", "--foreground", is_flag=True, help="Don't detach from the terminal (foreground mode)."
-)
-@click.option(
-    "--pid-file",
-    metavar="FILE",
-    default=PID_FILE_DEFAULT,
-    show_default=True,
-    help="File to store the process id in.",
-)
+@listen_options
+@export_options
+@handshake_options
+@process_options
 def server(
     options: SharedOptions,
-    *,
-    bind_address: str,
-    bind_port: int,
-    cache_limit: int,
-    log_file: str | None,
-    syslog: bool,
-    foreground: bool,
-    pid_file: str,
+    listen: ListenOptions,
+    serving: ExportOptions,
+    handshake: HandshakeOptions,
+    process: ProcessOptions,
 ) -> int:
     """Export OpenStack Swift containers as NBD block devices.
 
-    Prints the nbd:// URI of each export when it is ready, and only then detaches.
+    Prints the NBD URI of each export when it is ready, and only then detaches.
     """
-    log_for_server(verbose=options.verbose, syslog=syslog, log_file=log_file)
+    handed_over = take_handed_over(os.environ)
+    addresses = listen.addresses(handed_over)
+    connection = take_standard_streams() if listen.single else None
+    log_for_server(verbose=options.verbose, syslog=process.syslog, log_file=process.log_file)
     auth = options.auth()
+    exports = serving.exports(options.exports(auth))
+    is_captive = bool(listen.single or listen.run or handed_over)
     plan = Plan(
-        ServerConfig((TcpAddress(bind_address, bind_port),), cache_bytes=cache_limit * _MEGABYTE),
+        ServerConfig(
+            addresses,
+            connection,
+            cache_bytes=serving.cache_bytes,
+            handshake_seconds_max=handshake.handshake_timeout,
+            access=serving.access,
+            export_access={export.name: export.access for export in exports},
+        ),
         auth,
-        options.exports(auth),
-        pid_file,
+        exports,
+        process.pid_file or (None if is_captive else PID_FILE_DEFAULT),
+        listen.run,
     )
-    is_logged_elsewhere = syslog or log_file is not None
+    is_logged_elsewhere = process.syslog or process.log_file is not None
 
     def work(detach: Detach) -> int:
         try:
@@ -139,12 +113,12 @@ def server(
                 log.error("%s", error)
             raise
 
-    return work(lambda: None) if foreground else run_detached(work)
+    return work(lambda: None) if process.foreground or is_captive else run_detached(work)
 
 
 def serve(plan: Plan, detach: Detach) -> int:
     """Hold the pid file and run the server to its end; the exit code."""
-    with PidFile(plan.pid_file):
+    with PidFile(plan.pid_file) if plan.pid_file else nullcontext():
         # Until the server handles signals itself, they end its start in order.
         return run.run_interruptible(PROGRAM, lambda: _serve(plan, detach))
 
@@ -154,15 +128,17 @@ async def _serve(plan: Plan, detach: Detach) -> int:
     from swiftnbd.server.server import Server
 
     def ready(places: "Sequence[Place]") -> None:
-        for name in exports:
-            for place in places:
-                click.echo(place.uri(name))
-        sys.stdout.flush()
+        if plan.command is None:  # else standard output is the command's
+            for name in exports:
+                for place in places:
+                    click.echo(place.uri(name))
+            sys.stdout.flush()
         detach()
 
     async with Stores(plan.auth) as stores:
         exports = await load_exports(plan, stores.open)
-        return await Server(exports, with_room(plan.server, len(exports))).run(ready)
+        captive = partial(_captive, plan, tuple(exports)) if plan.command else None
+        return await Server(exports, with_room(plan.server, len(exports))).run(ready, captive)
 
 
 def with_room(config: ServerConfig, exports: int) -> ServerConfig:
@@ -178,6 +154,22 @@ def with_room(config: ServerConfig, exports: int) -> ServerConfig:
         files,
     )
     return replace(config, connections_max=possible)
+
+
+def _captive(plan: Plan, names: Sequence[str], place: "Place") -> "Captive":
+    """The command of ``--run``, told where the server is the way nbdkit tells."""
+    from swiftnbd.server.captive import Captive
+
+    name = names[0] if len(names) == 1 else ""
+    environment = {
+        "uri": place.uri(name),
+        "nbd": place.uri(name),
+        "unixsocket": place.path,
+        "port": str(place.port or ""),
+        "exportname": name,
+    }
+    assert plan.command is not None
+    return Captive(plan.command, os.environ | environment)
 
 
 async def load_exports(

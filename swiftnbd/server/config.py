@@ -75,6 +75,14 @@ class InheritedSocket:
     descriptor: int
 
 
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One client that is connected already: what to receive from and what to send to."""
+
+    receive: int  # descriptors
+    send: int
+
+
 ListenAddress = TcpAddress | UnixAddress | InheritedSocket
 
 
@@ -92,11 +100,12 @@ class TlsConfig:
 class ServerConfig:
     """What the server itself needs to know.
 
-    ``listen`` is where clients come in. ``access`` goes for all exports, ``export_access`` for
-    some of them in addition.
+    ``listen`` is where clients come in; with a ``connection`` it serves that one, and ends with
+    it. ``access`` goes for all exports, ``export_access`` for some of them in addition.
     """
 
     listen: tuple[ListenAddress, ...] = (TcpAddress(),)
+    connection: Connection | None = None
     cache_bytes: int = CACHE_BYTES_DEFAULT  # for each export
     handshake_seconds_max: float = HANDSHAKE_SECONDS_DEFAULT
     connections_max: int = CONNECTIONS_DEFAULT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The process around the server: running detached, and the pid file."""
+"""The process around the server: running detached, its standard streams, the pid file."""
 
 import errno
 import fcntl
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from swiftnbd.errors import ConfigError, SwiftnbdError
+from swiftnbd.server.config import Connection
 from swiftnbd.server.processes import has_ended, start_ticks
 
 _READY = b"R"
@@ -68,6 +69,34 @@ def _detach(write_end: int) -> None:
         os.dup2(null, descriptor)
     if null > 2:
         os.close(null)
+
+
+def take_standard_streams() -> Connection:
+    """Take standard input and output away from this process, for a client.
+
+    What else reads or writes there from now on finds the null device: not one stray word may
+    get among the client's bytes. The same goes for standard error if that is the client's, too.
+    """
+    try:
+        receive, send = os.dup(0), os.dup(1)
+    except OSError:
+        raise ConfigError("--single needs standard input and output: one is closed") from None
+    if os.isatty(receive) or os.isatty(send):
+        raise ConfigError("--single needs a client on standard input and output, not a terminal")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    with suppress(OSError):  # it may be closed
+        if is_same_socket(send, 2):
+            os.dup2(null, 2)
+    os.close(null)
+    return Connection(receive, send)
+
+
+def is_same_socket(one: int, other: int) -> bool:
+    """Whether two descriptors are of one socket."""
+    status = os.fstat(one)
+    return stat.S_ISSOCK(status.st_mode) and os.path.samestat(status, os.fstat(other))
 
 
 class PidFile:

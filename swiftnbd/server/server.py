@@ -19,12 +19,14 @@ from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.access import Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
+from swiftnbd.server.captive import Captive
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
 from swiftnbd.server.peers import Peer, peer_of
 from swiftnbd.server.sockets import close, keep_alive
 from swiftnbd.server.stats import log_stats_forever
+from swiftnbd.server.stdio import StandardClient
 from swiftnbd.server.tls import server_tls
 from swiftnbd.server.transmission import Transmission
 
@@ -47,32 +49,49 @@ class Server:
         self._budget = Budget(BYTES_AT_WORK_MAX)
         self._listeners = Listeners(self.accept)
         self._admission = Admission(config.connections_max, config.connections_per_address_max)
+        self._standard: StandardClient | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._negotiations: set[Negotiation] = set()
         self._transmissions: dict[Transmission, Export] = {}
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
 
-    async def run(self, ready: Callable[[Sequence[Place]], None]) -> int:
-        """Serve until SIGTERM or SIGINT; the exit code. ``ready`` is told where it listens."""
+    async def run(
+        self,
+        ready: Callable[[Sequence[Place]], None],
+        captive: Callable[[Place], Captive] | None = None,
+    ) -> int:
+        """Serve until SIGTERM or SIGINT; the exit code. ``ready`` is told where it listens.
+
+        A ``captive`` command is run meanwhile, and its end ends the server.
+        """
         places = await self.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         stats = loop.create_task(log_stats_forever(self._exports.values()))
+        code = 0
         try:
             ready(places)
-            await self._stopping.wait()
+            if captive is None:
+                await self._stopping.wait()
+            else:
+                code = await captive(places[0]).run(self._stopping, self._forced)
         finally:
             stats.cancel()
             whole = await self.stop()
-        return 0 if whole else 1
+        return code if code or whole else 1
 
     async def start(self) -> list[Place]:
         """Listen, and return where."""
         places = await self._listeners.open(self._config.listen)
         for place in places:
             log.info("serving on %s", place)
+        if self._config.connection is not None:
+            self._standard = StandardClient(self._config.connection)
+            await self._standard.open(self.accept)
+            if not self._connections:  # it was refused
+                self._stopping.set()
         return places
 
     async def stop(self) -> bool:
@@ -102,6 +121,8 @@ class Server:
         for transmission in self._transmissions:
             transmission.end()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        if self._standard is not None:
+            await self._standard.sent()
         await asyncio.gather(*(_let_go(export) for export in self._exports.values()))
 
     def _report_loss(self, export: Export) -> bool:
@@ -184,6 +205,8 @@ class Server:
             log.exception("%s: connection failed", client)
         finally:
             close(negotiation.transport)
+            if self._standard is not None:  # there will be no other
+                self._stopping.set()
 
     async def _negotiate(self, negotiation: Negotiation) -> Agreed | Upgraded | None:
         self._negotiations.add(negotiation)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 import shutil
+from ipaddress import ip_network
 from pathlib import Path
 
 from swiftnbd.cli.secrets import load_secrets
+from swiftnbd.server.access import Access, Family
 from swiftnbd.server.config import Credentials, ExportConfig
 
 EXAMPLE = Path(__file__).parents[2] / "secrets.conf.example"
@@ -19,4 +21,7 @@ def test_example_is_valid(tmp_path: Path) -> None:
         for line in EXAMPLE.read_text().splitlines()
     )
     path.write_text(uncommented)
-    assert load_secrets(str(path)) == (ExportConfig("container_name", True, login),)
+    access = Access((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), (frozenset(Family),))
+    assert load_secrets(str(path)) == (
+        ExportConfig("container_name", True, login, multi_conn=False, access=access),
+    )

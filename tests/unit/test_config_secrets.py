@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import logging
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from swiftnbd.cli import secrets
 from swiftnbd.cli.secrets import load_secrets
 from swiftnbd.errors import ConfigError
+from swiftnbd.server.access import Access, Family
 from swiftnbd.server.config import Credentials, ExportConfig
 
 SECRET = "hunter2"
@@ -46,6 +48,21 @@ def test_read_only_words(tmp_path: Path, text: str, read_only: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "multi_conn"), [("off", False), ("0", False), ("on", True), ("", True)]
+)
+def test_multi_conn_words(tmp_path: Path, text: str, multi_conn: bool) -> None:
+    export = load_secrets(write(tmp_path, f"{ONE}multi-conn = {text}\n"))[0]
+    assert export.multi_conn is multi_conn
+
+
+def test_rules_of_a_section_and_of_all(tmp_path: Path) -> None:
+    text = f"[DEFAULT]\ndeny = all\n{ONE}allow = 192.0.2.7,\n  unix\n"
+    assert load_secrets(write(tmp_path, text))[0].access == Access(
+        (ip_network("192.0.2.7"), frozenset({Family.UNIX})), (frozenset(Family),)
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("", "names no container: add a section [CONTAINER]"),
@@ -58,6 +75,9 @@ def test_read_only_words(tmp_path: Path, text: str, read_only: bool) -> None:
         (f"[disk]\nusername = {SECRET}\n", ": [disk] has no password"),
         (f"[disk]\nusername =\npassword = {SECRET}\n", ": [disk] has no username"),
         (f"{ONE}read-only = {SECRET}\n", ": read-only of [disk] is neither yes nor no"),
+        (f"{ONE}multi-conn = {SECRET}\n", ": multi-conn of [disk] is neither yes nor no"),
+        (f"{ONE}allow = ::1, {SECRET}\n", ": allow of [disk] is no list of addresses, networks"),
+        (f"{ONE}deny =\n", ": deny of [disk] is no list of addresses, networks"),
         (ONE.replace("disk", "a/b"), ": container name 'a/b' has a slash in it"),
         (ONE.replace("disk", "x" * 257), ": container name"),
     ],

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""The flags that only the server has, group by group, and what they add up to."""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from swiftnbd.cli.flags import flag_group, flags_of
+from swiftnbd.cli.networks import parse_rules
+from swiftnbd.errors import ConfigError
+from swiftnbd.server.access import Access, Rule
+from swiftnbd.server.config import (
+    HANDSHAKE_SECONDS_DEFAULT,
+    ExportConfig,
+    InheritedSocket,
+    ListenAddress,
+    ServerConfig,
+    TcpAddress,
+    UnixAddress,
+)
+
+PID_FILE_DEFAULT = os.path.join(tempfile.gettempdir(), "swiftnbd.pid")
+
+_MEGABYTE = 1024 * 1024  # as swiftnbd 0.11 counted
+_CACHE_MEGABYTES_MAX = 1024 * 1024
+_HANDSHAKE_SECONDS_MAX = 3600.0
+_PRIVATE = "-"
+
+
+def _bind_addresses(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """A click callback: an empty address, as of an unset variable, would be every interface."""
+    addresses = tuple(word.strip() for value in values for word in value.split(","))
+    if not all(addresses):
+        raise click.BadParameter(
+            "no address given; to listen on all interfaces, say 0.0.0.0 or ::", ctx=ctx, param=param
+        )
+    return addresses
+
+
+def _rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Rule, ...]:
+    """A click callback for lists of networks."""
+    try:
+        return tuple(rule for value in values for rule in parse_rules(value))
+    except ConfigError as error:
+        raise click.BadParameter(str(error), ctx=ctx, param=param) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """How clients reach the server. Methods raise ConfigError for what does not go together."""
+
+    bind_address: tuple[str, ...]
+    bind_port: int | None
+    unix: tuple[str, ...]
+    single: bool
+    run: str | None
+
+    def addresses(self, handed_over: tuple[int, ...]) -> tuple[ListenAddress, ...]:
+        """What to listen on: what was ``handed_over``, or what was asked for, or the default."""
+        if self.run is not None and not self.run.strip():
+            raise ConfigError("--run needs a command")
+        asked = self._asked()
+        if handed_over:
+            self._refuse(
+                asked + self._modes(), "sockets to listen on were handed over (LISTEN_FDS)"
+            )
+            return tuple(InheritedSocket(descriptor) for descriptor in handed_over)
+        if self.single:
+            self._refuse(asked + self._modes()[1:], "--single serves what is connected already")
+            return ()
+        if self.run is not None and not asked:
+            return (UnixAddress(),)
+        return (*self._tcp(), *(_unix_address(path) for path in self.unix))
+
+    def _tcp(self) -> tuple[TcpAddress, ...]:
+        if self.unix and not self.bind_address and self.bind_port is None:
+            return ()
+        default = TcpAddress()
+        port = default.port if self.bind_port is None else self.bind_port
+        return tuple(TcpAddress(host, port) for host in self.bind_address or (default.host,))
+
+    def _asked(self) -> list[str]:
+        given = {"-b": self.bind_address, "-p": self.bind_port is not None, "-U": self.unix}
+        return [flag for flag, is_given in given.items() if is_given]
+
+    def _modes(self) -> list[str]:
+        given = {"--single": self.single, "--run": self.run is not None}
+        return [flag for flag, is_given in given.items() if is_given]
+
+    def _refuse(self, flags: list[str], reason: str) -> None:
+        if flags:
+            raise ConfigError(f"{reason}, so {' and '.join(flags)} cannot be given")
+
+
+def _unix_address(path: str) -> UnixAddress:
+    if not path:
+        raise ConfigError("-U needs a path, or - for a socket in a private folder")
+    return UnixAddress(None if path == _PRIVATE else Path(path).absolute())
+
+
+_listen = flags_of("Where clients connect")
+
+listen_options = flag_group(
+    "listen",
+    ListenOptions,
+    _listen(
+        "-b",
+        "--bind-address",
+        metavar="ADDRESS",
+        multiple=True,
+        callback=_bind_addresses,
+        help="Address to listen on, IPv4 or IPv6; several with commas or by giving it again "
+        f"(default: {TcpAddress().host}, unless -U is given).",
+    ),
+    _listen(
+        "-p",
+        "--bind-port",
+        type=click.IntRange(0, 65535),
+        metavar="PORT",
+        help=f"Port to listen on; 0 takes any that is free (default: {TcpAddress().port}).",
+    ),
+    _listen(
+        "-U",
+        "--unix",
+        metavar="PATH",
+        multiple=True,
+        help="Listen on a Unix socket that only this user can connect to; - makes one in a "
+        "private folder. May be given again.",
+    ),
+    _listen(
+        "-s",
+        "--single",
+        is_flag=True,
+        help="Serve one client on standard input and output, and end with it.",
+    ),
+    _listen(
+        "--run",
+        metavar="COMMAND",
+        help="Serve while a shell runs COMMAND, which finds $uri, $unixsocket, $port and "
+        "$exportname set; then end with its exit code. On a private Unix socket unless -b, "
+        "-p or -U is given.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What clients may have."""
+
+    read_only: bool
+    allow: tuple[Rule, ...]
+    deny: tuple[Rule, ...]
+    cache_limit: int
+
+    def exports(self, found: tuple[ExportConfig, ...]) -> tuple[ExportConfig, ...]:
+        """The exports as these flags change them."""
+        if not self.read_only:
+            return found
+        return tuple(replace(export, read_only=True) for export in found)
+
+    @property
+    def access(self) -> Access:
+        """Who may connect at all."""
+        return Access(self.allow, self.deny)
+
+    @property
+    def cache_bytes(self) -> int:
+        """For each export."""
+        return self.cache_limit * _MEGABYTE
+
+
+_export = flags_of("What they get")
+
+export_options = flag_group(
+    "serving",
+    ExportOptions,
+    _export(
+        "-r", "--read-only", is_flag=True, help="Export everything read-only, and lock nothing."
+    ),
+    _export(
+        "--allow",
+        metavar="NETWORKS",
+        multiple=True,
+        callback=_rules,
+        help="Addresses and networks that may connect, whatever --deny says; also all, "
+        "allipv4, allipv6, unix. With commas or given again.",
+    ),
+    _export(
+        "--deny",
+        metavar="NETWORKS",
+        multiple=True,
+        callback=_rules,
+        help="Those that may not, written likewise; --deny all leaves those of --allow.",
+    ),
+    _export(
+        "-c",
+        "--cache-limit",
+        type=click.IntRange(1, _CACHE_MEGABYTES_MAX),
+        metavar="MB",
+        default=ServerConfig().cache_bytes // _MEGABYTE,
+        show_default=True,
+        help="Cache memory limit of each export in MB.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeOptions:
+    """How the server talks with a client that has just connected."""
+
+    handshake_timeout: float
+
+
+_handshake = flags_of("How they are talked to")
+
+handshake_options = flag_group(
+    "handshake",
+    HandshakeOptions,
+    _handshake(
+        "--handshake-timeout",
+        type=click.FloatRange(0, _HANDSHAKE_SECONDS_MAX, min_open=True),
+        metavar="SECONDS",
+        default=HANDSHAKE_SECONDS_DEFAULT,
+        show_default=True,
+        help="Drop a client that takes longer to choose an export.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessOptions:
+    """The process around the server."""
+
+    foreground: bool
+    pid_file: str | None
+    log_file: str | None
+    syslog: bool
+
+
+_process = flags_of("The process")
+
+process_options = flag_group(
+    "process",
+    ProcessOptions,
+    _process(
+        "-f",
+        "--foreground",
+        is_flag=True,
+        help="Don't detach from the terminal (foreground mode); implied by --single, --run and "
+        "sockets from systemd.",
+    ),
+    _process(
+        "--pid-file",
+        metavar="FILE",
+        help=f"File to store the process id in (default: {PID_FILE_DEFAULT}, none where -f is "
+        "implied).",
+    ),
+    _process(
+        "-l",
+        "--log-file",
+        metavar="FILE",
+        help="Log into this file. Without it and --syslog a detached server logs nowhere.",
+    ),
+    _process("--syslog", is_flag=True, help="Log to the system logger (local0)."),
+)
