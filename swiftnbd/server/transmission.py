@@ -36,7 +36,7 @@ from swiftnbd.protocol.requests import (
     check,
     simple_reply,
 )
-from swiftnbd.server.budget import Budget
+from swiftnbd.server.budget import Budget, Share
 from swiftnbd.server.perform import Described, perform
 from swiftnbd.server.sockets import close, peer_has_closed
 from swiftnbd.store.base import Buffer
@@ -44,7 +44,7 @@ from swiftnbd.store.base import Buffer
 RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payloads bypass it
 REQUESTS_AT_WORK_MAX = 256  # per connection; the kernel client has 128 in flight, nbdcopy 64
 BYTES_AT_WORK_MAX = 64 * 1024 * 1024  # per connection: two requests of the largest size
-ALLOWANCE_BYTES = 1024 * 1024  # at work on one connection, even if others hold all the budget
+OWN_BYTES = 1024 * 1024  # of these, whatever others hold: requests of ordinary size go on
 FAST_READ_BYTES_MAX = 256 * 1024  # larger cached reads take from the budget like all others
 REQUESTS_PER_TURN_MAX = 512  # about 5 ms of cache hits, then the other connections have a turn
 WRITE_BATCH_BYTES = 1024 * 1024  # replies collected before they are handed to the transport
@@ -73,7 +73,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._device = device
         self._is_shared = is_shared
         self._shape = shape
-        self._budget = budget
+        self._share = Share(budget, BYTES_AT_WORK_MAX, OWN_BYTES, self._go_on)
         self._counters = counters
         self._peer = peer
         self._loop = asyncio.get_running_loop()
@@ -89,14 +89,12 @@ class Transmission(asyncio.BufferedProtocol):
         self._received = 0
         self._to_skip = 0  # of the payload of a refused WRITE
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bytes_at_work = 0
         self._bytes_unsent = 0
         self._out: list[Buffer] = []
         self._out_cost = 0  # bytes at work that leave with it
         self._send_scheduled = False
         self._reading = True
         self._writing = True
-        self._waits_for_budget = False
         self._ending = False
 
     # Life
@@ -147,10 +145,11 @@ class Transmission(asyncio.BufferedProtocol):
         if exc is not None:
             log.info("%s: connection lost: %s", self._peer, exc)
         self._ending = True
-        self._give_back(self._bytes_unsent)
+        self._share.close()
+        self._share.give(self._bytes_unsent)
         self._bytes_unsent = 0
         if self._incoming is not None:
-            self._give_back(self._incoming.length)
+            self._share.give(self._incoming.length)
             self._incoming = None
         self._lost.set_result(None)
 
@@ -172,7 +171,7 @@ class Transmission(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writing = True
-        self._give_back(self._bytes_unsent)
+        self._share.give(self._bytes_unsent)
         self._bytes_unsent = 0
         self._go_on()
 
@@ -190,28 +189,6 @@ class Transmission(asyncio.BufferedProtocol):
         """Parse on after a stall, unless something else still holds us up."""
         if not self._ending and not self._reading:
             self._parse()
-
-    def _budget_given(self) -> None:
-        self._waits_for_budget = False
-        self._go_on()
-
-    def _take(self, amount: int) -> bool:
-        """Room for one more request of ``amount`` bytes; if there is none, `_go_on` comes later."""
-        if self._waits_for_budget or len(self._tasks) >= REQUESTS_AT_WORK_MAX:
-            return False
-        if self._bytes_at_work and self._bytes_at_work + amount > BYTES_AT_WORK_MAX:
-            return False
-        if not self._budget.take(amount, 0 if self._bytes_at_work else ALLOWANCE_BYTES):
-            self._waits_for_budget = True
-            self._budget.when_given(self._budget_given)
-            return False
-        self._bytes_at_work += amount
-        return True
-
-    def _give_back(self, amount: int) -> None:
-        if amount:
-            self._bytes_at_work -= amount
-            self._budget.give(amount)
 
     # Receiving
 
@@ -312,7 +289,9 @@ class Transmission(asyncio.BufferedProtocol):
             self._reply(request.cookie)  # allowed, and without effect
             return True
         moves_data = request.command in (_READ, _WRITE)
-        if not self._take(request.length if moves_data else 0):
+        if len(self._tasks) >= REQUESTS_AT_WORK_MAX:
+            return False
+        if not self._share.take(request.length if moves_data else 0):
             return False
         self._start += _HEADER_BYTES
         if request.command == _WRITE:
@@ -368,7 +347,7 @@ class Transmission(asyncio.BufferedProtocol):
             log.error("%s: %s failed: %s", self._peer, described, error)
             self._reply(request.cookie, wire_error(error.errno))
         except asyncio.CancelledError:
-            self._give_back(cost)
+            self._share.give(cost)
             raise
         except Exception:
             log.exception("%s: %s failed", self._peer, described)
@@ -402,6 +381,6 @@ class Transmission(asyncio.BufferedProtocol):
         self._out.clear()
         cost, self._out_cost = self._out_cost, 0
         if self._writing or self._lost.done():
-            self._give_back(cost)
+            self._share.give(cost)
         else:
             self._bytes_unsent += cost

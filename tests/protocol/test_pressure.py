@@ -111,7 +111,8 @@ async def test_bytes_over_a_limit_wait_their_turn(
             peer.request(nbd.READ, index * MiB, MiB, cookie=index)
             peer.request(nbd.WRITE, (20 + index) * MiB, MiB, data=bytes(MiB), cookie=20 + index)
         connection = await stalled(served)
-        assert connection._bytes_at_work == 3 * MiB
+        own = 0 if limit == "connection" else transmission.OWN_BYTES  # in addition
+        assert connection._share.held == 3 * MiB + own
         gate.open()
         cookies = set()
         for _ in range(40):
@@ -152,13 +153,40 @@ async def test_connection_that_ends_while_it_waits_for_the_budget_is_forgotten(
         holder.request(nbd.READ, 0, 2 * MiB, cookie=1)
         await gate.reached()
         waiting = await served.attached()
-        waiting.request(nbd.READ, 8 * MiB, 2 * MiB)
+        waiting.request(nbd.READ, 8 * MiB, 3 * MiB)
         waiting.request(nbd.DISC)
-        await until(lambda: any(x._waits_for_budget for x in served.server._transmissions))
+        await until(lambda: any(x._share.waits for x in served.server._transmissions))
         await waiting.reset()
         gate.open()
         await holder.reply(2 * MiB)
         await holder.disconnect()
+        await served.check_full_service()
+
+
+async def test_large_request_is_not_starved_by_those_who_ask_for_little(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that go on taking what comes back wait behind it, beyond what is their own."""
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 4 * OBJECT)
+    monkeypatch.setattr(transmission, "OWN_BYTES", OBJECT)
+    monkeypatch.setattr(transmission, "FAST_READ_BYTES_MAX", 0)
+    async with serving(*exports_of(store)) as served:
+        others = [await served.attached() for _ in range(4)]
+        patient = await served.attached()
+        gate = store.gate("get disk.part")
+        count = 200
+        for peer in others:
+            peer.send(*(request_bytes(nbd.READ, 0, 2 * OBJECT) for _ in range(count)))
+        await until(lambda: served.server._budget.wanted)
+        patient.request(nbd.READ, 0, 5 * OBJECT, cookie=7)
+        gate.open()
+        readers = [asyncio.create_task(peer.reader.readexactly(1 << 40)) for peer in others]
+        assert await patient.reply(5 * OBJECT) == (7, 0, bytes(5 * OBJECT))
+        assert served.exports["disk"].counters.client_out < count * OBJECT  # of eight times that
+        for reader in readers:
+            reader.cancel()
+        for peer in (*others, patient):
+            await peer.reset()
         await served.check_full_service()
 
 

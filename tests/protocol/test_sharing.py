@@ -511,7 +511,7 @@ async def test_large_cached_read_takes_from_the_budget_like_all_others() -> None
         assert budget.take(everything)
         peer.request(nbd.READ, 0, length, cookie=7)
         (transmission,) = served.server._transmissions
-        await until(lambda: transmission._waits_for_budget)
+        await until(lambda: transmission._share.waits)
         budget.give(everything)
         assert await peer.reply(length) == (7, 0, bytes(length))
         await peer.disconnect()
