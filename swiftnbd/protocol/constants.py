@@ -8,6 +8,7 @@ OPTION_MAGIC = 0x49484156454F5054  # "IHAVEOPT"
 OPTION_REPLY_MAGIC = 0x0003E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
+STRUCTURED_REPLY_MAGIC = 0x668E33EF
 
 STRING_BYTES_MAX = 4096  # "Terminology": no string on the wire is longer
 PAYLOAD_BYTES_MAX = 32 * 1024 * 1024  # "Size constraints": what a server should at least accept
@@ -55,6 +56,7 @@ class OptionReply(IntEnum):
     ERR_SHUTDOWN = _ERROR + 7
     ERR_BLOCK_SIZE_REQD = _ERROR + 8
     ERR_TOO_BIG = _ERROR + 9
+    ERR_EXT_HEADER_REQD = _ERROR + 10
 
 
 class Info(IntEnum):
@@ -106,6 +108,34 @@ class CommandFlag(IntFlag):
     REQ_ONE = 1 << 3
     FAST_ZERO = 1 << 4
     PAYLOAD_LEN = 1 << 5
+
+
+class ReplyFlag(IntFlag):
+    """Structured reply flags."""
+
+    DONE = 1 << 0
+
+
+_CHUNK_ERROR = 1 << 15
+
+
+class ChunkType(IntEnum):
+    """Structured reply types; errors have bit 15 set."""
+
+    NONE = 0
+    OFFSET_DATA = 1
+    OFFSET_HOLE = 2
+    BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
+    ERROR = _CHUNK_ERROR + 1
+    ERROR_OFFSET = _CHUNK_ERROR + 2
+
+
+class BlockState(IntFlag):
+    """Status flags of the metadata context "base:allocation"."""
+
+    HOLE = 1 << 0
+    ZERO = 1 << 1
 
 
 class Error(IntEnum):

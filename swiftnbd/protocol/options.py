@@ -61,22 +61,27 @@ class InfoQuery:
     wanted: frozenset[int]
 
 
-def greeting() -> bytes:
-    """The server's first bytes: fixed newstyle, zeroes may be left out."""
-    flags = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+def greeting(flags: HandshakeFlag) -> bytes:
+    """The server's first bytes."""
     return _GREETING.pack(GREETING_MAGIC, OPTION_MAGIC, flags)
 
 
-def parse_name(data: bytes) -> str:
-    """An export's name ("Terminology": UTF-8, no NUL, at most 4096 bytes)."""
+def parse_string(data: bytes) -> str:
+    """A name or a query ("Terminology": UTF-8, no NUL, at most 4096 bytes)."""
     if len(data) > STRING_BYTES_MAX:
-        raise InvalidOption(f"a name of {len(data)} bytes is longer than {STRING_BYTES_MAX}")
+        raise InvalidOption(f"a string of {len(data)} bytes is longer than {STRING_BYTES_MAX}")
     if b"\0" in data:
-        raise InvalidOption("a name must not contain NUL")
+        raise InvalidOption("a string must not contain NUL")
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise InvalidOption("a name must be UTF-8") from None
+        raise InvalidOption("a string must be UTF-8") from None
+
+
+def utf8_text(message: str) -> bytes:
+    """A text for people as it may be sent: cut to what a string may be (CVE-2020-10761)."""
+    text = message.encode(errors="replace")[:STRING_BYTES_MAX]
+    return text.decode(errors="ignore").encode()  # a character cut in two would not be UTF-8
 
 
 def parse_info_query(data: bytes) -> InfoQuery:
@@ -89,7 +94,7 @@ def parse_info_query(data: bytes) -> InfoQuery:
     (name_length,) = _U32.unpack_from(data)
     if name_length > len(data) - 6:
         raise InvalidOption(f"a name of {name_length} bytes does not fit into the option")
-    name = parse_name(data[4 : 4 + name_length])
+    name = parse_string(data[4 : 4 + name_length])
     (count,) = _U16.unpack_from(data, 4 + name_length)
     types = data[6 + name_length :]
     if len(types) != 2 * count:
@@ -103,10 +108,8 @@ def reply(option: int, kind: OptionReply, data: bytes = b"") -> bytes:
 
 
 def error_reply(option: int, kind: OptionReply, message: str = "") -> bytes:
-    """An error reply with a text for people, cut to what a string may be (CVE-2020-10761)."""
-    text = message.encode(errors="replace")[:STRING_BYTES_MAX]
-    # a character cut in two would not be UTF-8
-    return reply(option, kind, text.decode(errors="ignore").encode())
+    """An error reply with a text for people."""
+    return reply(option, kind, utf8_text(message))
 
 
 def server_reply(option: int, name: str) -> bytes:

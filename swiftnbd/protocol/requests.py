@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Transmission phase: request headers, what makes one valid, and simple replies.
+"""Transmission phase: request headers, and what makes one valid.
 
 Request ("Request message")::
 
     u32 magic   u16 flags   u16 type   u64 cookie   u64 offset   u32 length   [payload of WRITE]
-
-Simple reply ("Simple reply message")::
-
-    u32 magic   u32 error   u64 cookie   [payload of READ, if error is 0]
 """
 
 import struct
-from dataclasses import dataclass
-from errno import EINVAL, ENOSPC, EPERM
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from errno import EINVAL, ENOSPC, EOVERFLOW, EPERM
 from typing import Final
 
 from swiftnbd.errors import ExportError
 from swiftnbd.protocol.constants import (
     PAYLOAD_BYTES_MAX,
-    SIMPLE_REPLY_MAGIC,
     Command,
     CommandFlag,
     TransmissionFlag,
 )
 
 REQUEST: Final = struct.Struct(">IHHQQI")
-SIMPLE_REPLY: Final = struct.Struct(">IIQ")
 
 # A WRITE longer than PAYLOAD_BYTES_MAX but not than this is read away and refused; a longer one
 # ends the connection, for nobody honest sends it and reading it away would only serve an attacker.
@@ -43,32 +38,75 @@ class Request:
     length: int
 
 
+# Command -> (the transmission flag that announces it, the flags it may carry)
+_COMMANDS: Final = {
+    Command.READ: (TransmissionFlag.HAS_FLAGS, CommandFlag.DF),
+    Command.WRITE: (TransmissionFlag.HAS_FLAGS, CommandFlag(0)),
+    Command.FLUSH: (TransmissionFlag.SEND_FLUSH, CommandFlag(0)),
+    Command.TRIM: (TransmissionFlag.SEND_TRIM, CommandFlag(0)),
+    Command.CACHE: (TransmissionFlag.SEND_CACHE, CommandFlag(0)),
+    Command.WRITE_ZEROES: (
+        TransmissionFlag.SEND_WRITE_ZEROES,
+        CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
+    ),
+    Command.BLOCK_STATUS: (TransmissionFlag.HAS_FLAGS, CommandFlag.REQ_ONE),
+}
+# Flags that must be announced by themselves
+_ANNOUNCED: Final = {
+    CommandFlag.DF: TransmissionFlag.SEND_DF,
+    CommandFlag.FAST_ZERO: TransmissionFlag.SEND_FAST_ZERO,
+}
+_CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
+# Out of range, these are "no space"; everything else is merely invalid.
+_GROWING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES})
+
+
 @dataclass(frozen=True, slots=True)
 class ExportShape:
-    """What of an export decides whether a request on it is valid."""
+    """What of an export, and of what was agreed on it, decides whether a request is valid.
+
+    ``contexts`` are the metadata contexts selected. ``commands`` follows from the rest: the
+    commands there are, and for each the flags it may carry.
+    """
 
     size: int
     flags: TransmissionFlag
+    contexts: frozenset[str] = frozenset()
+    commands: Mapping[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "commands", dict(self._commands()))
 
     @property
     def read_only(self) -> bool:
         return TransmissionFlag.READ_ONLY in self.flags
 
+    @property
+    def structured(self) -> bool:
+        """Whether structured replies were negotiated: just then SEND_DF is announced ("MUST")."""
+        return TransmissionFlag.SEND_DF in self.flags
 
-# Command -> (the transmission flag that announces it, flags it may carry besides FUA).
-# FUA: "a server that supports it MUST accept it on all commands" once SEND_FUA is announced.
-_COMMANDS: Final[dict[int, tuple[TransmissionFlag, CommandFlag]]] = {
-    Command.READ: (TransmissionFlag.HAS_FLAGS, CommandFlag(0)),
-    Command.WRITE: (TransmissionFlag.HAS_FLAGS, CommandFlag(0)),
-    Command.FLUSH: (TransmissionFlag.SEND_FLUSH, CommandFlag(0)),
-    Command.TRIM: (TransmissionFlag.SEND_TRIM, CommandFlag(0)),
-    Command.CACHE: (TransmissionFlag.SEND_CACHE, CommandFlag(0)),
-    Command.WRITE_ZEROES: (TransmissionFlag.SEND_WRITE_ZEROES, CommandFlag.NO_HOLE),
-}
-_UNKNOWN: Final = (TransmissionFlag(1 << 16), CommandFlag(0))  # a flag no export can have
-_CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
-# Out of range, these are "no space"; everything else is merely invalid.
-_GROWING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES})
+    def _commands(self) -> Iterator[tuple[int, int]]:
+        for command, (announcement, flags) in _COMMANDS.items():
+            if announcement not in self.flags:
+                continue
+            if command is Command.BLOCK_STATUS and not self.contexts:
+                continue
+            for flag, needed in _ANNOUNCED.items():
+                if needed not in self.flags:
+                    flags &= ~flag
+            # "a server that supports it MUST accept it on all commands" once it is announced
+            if TransmissionFlag.SEND_FUA in self.flags:
+                flags |= CommandFlag.FUA
+            yield int(command), int(flags)
+
+
+class OutOfRange(ExportError):
+    """A request that reaches beyond the end; ``offset`` is its first byte there, if any."""
+
+    def __init__(self, errno: int, message: str, offset: int | None) -> None:
+        super().__init__(errno, message)
+        self.offset = offset
 
 
 def check(request: Request, export: ExportShape) -> None:
@@ -79,27 +117,31 @@ def check(request: Request, export: ExportShape) -> None:
     """
     if request.command in _CHANGING and export.read_only:
         raise ExportError(EPERM, "the export is read-only")
-    announced, allowed = _COMMANDS.get(request.command, _UNKNOWN)
-    if announced not in export.flags:
+    allowed = export.commands.get(request.command)
+    if allowed is None:
+        if request.command == Command.BLOCK_STATUS:
+            raise ExportError(EINVAL, "no metadata context was selected for this export")
         raise ExportError(EINVAL, f"command {request.command} is not supported")
-    if TransmissionFlag.SEND_FUA in export.flags:
-        allowed |= CommandFlag.FUA
-    # int: the complement of an IntFlag has only the bits that have names
-    if request.flags & ~int(allowed):
+    if request.flags & ~allowed:
         raise ExportError(
             EINVAL, f"flags {request.flags:#x} are not valid for command {request.command}"
         )
     if request.command == Command.FLUSH:
         return  # offset and length are reserved; a client that sets them means no harm
+    _check_range(request, export)
+
+
+def _check_range(request: Request, export: ExportShape) -> None:
     if request.offset + request.length > export.size:
-        raise ExportError(
+        raise OutOfRange(
             ENOSPC if request.command in _GROWING else EINVAL,
             f"range {request.offset}+{request.length} is beyond the end ({export.size})",
+            max(export.size, request.offset) if request.length else None,
         )
+    if request.command == Command.BLOCK_STATUS and not request.length:
+        raise ExportError(EINVAL, "the status of no bytes")
     if request.command in (Command.READ, Command.WRITE) and request.length > PAYLOAD_BYTES_MAX:
-        raise ExportError(EINVAL, f"{request.length} bytes are more than {PAYLOAD_BYTES_MAX}")
-
-
-def simple_reply(cookie: int, error: int = 0) -> bytes:
-    """Header of a simple reply; the data of a READ follows it."""
-    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
+        raise ExportError(
+            EOVERFLOW if request.flags & CommandFlag.DF else EINVAL,
+            f"{request.length} bytes are more than {PAYLOAD_BYTES_MAX}",
+        )

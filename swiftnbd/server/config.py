@@ -102,6 +102,10 @@ class ServerConfig:
 
     ``listen`` is where clients come in; with a ``connection`` it serves that one, and ends with
     it. ``access`` goes for all exports, ``export_access`` for some of them in addition.
+
+    ``default_export`` is what the empty name means; None: the only export, if there is but one.
+    ``structured_replies`` and ``mask_handshake`` (what is left of the handshake flags) take from
+    what clients are offered, to test their fallbacks.
     """
 
     listen: tuple[ListenAddress, ...] = (TcpAddress(),)
@@ -113,3 +117,7 @@ class ServerConfig:
     access: Access = field(default_factory=Access)
     export_access: Mapping[str, Access] = field(default_factory=dict)
     tls: TlsConfig | None = None
+    default_export: str | None = None
+    list_exports: bool = True
+    structured_replies: bool = True
+    mask_handshake: int = 0xFFFF

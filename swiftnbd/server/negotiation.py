@@ -2,7 +2,8 @@
 """Handshake phase of one connection: drives `swiftnbd.protocol.handshake` over a transport.
 
 The client is read from only while we wait for its bytes, so nothing piles up; that waiting is
-what our patience is counted in, not the time that our own store and lock take.
+what our patience is counted in, not the time that our own store and lock take. When the server
+ends, whatever the client still asks for is refused, and for a moment only.
 """
 
 import asyncio
@@ -14,20 +15,25 @@ from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import preferred_block_size
-from swiftnbd.protocol import options
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
 from swiftnbd.protocol.handshake import (
     Aborted,
+    ContextsWanted,
     ExportWanted,
     Handshake,
     ListWanted,
+    Rules,
     Send,
     StartTls,
     Tls,
 )
 from swiftnbd.protocol.options import ExportInfo
+from swiftnbd.protocol.requests import ExportShape
+from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.tls import ServerTls, identity_of
 from swiftnbd.server.tls_transport import TlsTransport
+
+GOODBYE_SECONDS_MAX = 1.0  # for a client to hear that the server ends, and to say ABORT
 
 _NAME_SHOWN_MAX = 256  # what the specification recommends as a name's length
 
@@ -37,6 +43,7 @@ _FLAGS = (
     | TransmissionFlag.SEND_FUA
     | TransmissionFlag.SEND_TRIM
     | TransmissionFlag.SEND_WRITE_ZEROES
+    | TransmissionFlag.SEND_FAST_ZERO
     | TransmissionFlag.SEND_CACHE
     | TransmissionFlag.CAN_MULTI_CONN
 )
@@ -57,7 +64,7 @@ class Agreed:
 
     export: Export
     device: Device
-    flags: TransmissionFlag
+    shape: ExportShape
     received: bytes
 
 
@@ -81,19 +88,17 @@ class Negotiation(asyncio.Protocol):
         exports: Mapping[str, Export],
         client: Client,
         attach: Callable[[Export, Client], Awaitable[Device]],
-        seconds_max: float,
+        config: ServerConfig,
         tls: ServerTls | None = None,
         handshake: Handshake | None = None,
     ) -> None:
-        """``seconds_max``: how long this client may make us wait, in all (CVE-2024-7409).
-
-        ``handshake`` is one that goes on inside TLS.
-        """
+        """``exports`` are those that this client may see. ``handshake`` goes on inside TLS."""
         self.transport = transport
         self._all_exports = self._exports = exports
         self._hides_exports = False
         self.client = client
         self._attach = attach
+        self._config = config
         self._tls = tls
         self._greets = handshake is None
         if handshake is None:
@@ -101,10 +106,10 @@ class Negotiation(asyncio.Protocol):
                 name: export for name, export in exports.items() if not export.tls_only
             }
             self._hides_exports = len(self._exports) < len(exports)
-            handshake = Handshake(len(exports), tls.mode if tls else Tls.OFF)
+            handshake = Handshake(len(exports), tls.mode if tls else Tls.OFF, _rules(config))
         self._handshake = handshake
         self._upgraded: TlsTransport | None = None
-        self._patience = seconds_max
+        self._patience = config.handshake_seconds_max  # waited in all (CVE-2024-7409)
         self._event = asyncio.Event()  # bytes came, or can leave again, or never will
         self._gone = False
         self._writable = True
@@ -115,7 +120,7 @@ class Negotiation(asyncio.Protocol):
     async def run(self) -> Agreed | Upgraded | None:
         """None if the client went away. Raises `ProtocolError`."""
         if self._greets:
-            self.transport.write(options.greeting())
+            self.transport.write(self._handshake.greeting())
         while True:
             event = self._handshake.next_event()
             match event:
@@ -131,6 +136,8 @@ class Negotiation(asyncio.Protocol):
                     return None
                 case StartTls(data):
                     return await self._start_tls(data)
+                case ContextsWanted():
+                    self._answer_contexts(event)
                 case ExportWanted():
                     agreed = await self._answer(event)
                     if agreed is not None:
@@ -139,8 +146,10 @@ class Negotiation(asyncio.Protocol):
                 return None
 
     def shut_down(self) -> None:
-        """The server ends: stop waiting for this client."""
+        """The server ends: refuse what this client asks, and do not wait long for it."""
         self._shutting_down = True
+        self._patience = min(self._patience, GOODBYE_SECONDS_MAX)
+        self._handshake.shut_down()
         self._event.set()
         if self._upgraded is not None:
             self._upgraded.abort()
@@ -162,7 +171,7 @@ class Negotiation(asyncio.Protocol):
             self._all_exports,
             replace(self.client, identity=identity_of(self._upgraded) or self.client.identity),
             self._attach,
-            self._patience - (loop.time() - began),
+            replace(self._config, handshake_seconds_max=self._patience - (loop.time() - began)),
             handshake=self._handshake.over_tls(),
         )
         return Upgraded(inside)
@@ -171,15 +180,14 @@ class Negotiation(asyncio.Protocol):
         """Grant or refuse; an `Agreed` if transmission begins."""
         export = self._find(wanted.name)
         if export is None:
-            if self._hides_exports:  # the same, whether there is such an export or not
-                kind, text = OptionReply.ERR_TLS_REQD, "is not available without TLS"
-            else:
-                kind, text = OptionReply.ERR_UNKNOWN, "does not exist"
-            self._refuse(wanted, kind, f"export {_shown(wanted.name)} {text}")
-            return None
-        if not wanted.chosen:
-            self.transport.write(self._handshake.accept(wanted, export_info(export)))
-            return None
+            self._refuse_unknown(wanted)
+        elif wanted.chosen:
+            return await self._answer_choice(wanted, export)
+        else:
+            self.transport.write(self._handshake.accept(wanted, self._info(export)))
+        return None
+
+    async def _answer_choice(self, wanted: ExportWanted, export: Export) -> Agreed | None:
         try:
             device = await self._attach(export, self.client)
         except Locked as error:
@@ -191,37 +199,68 @@ class Negotiation(asyncio.Protocol):
         else:
             if self._gone:  # while we locked
                 await export.detach()
-                return None
-            info = export_info(export)
-            self.transport.write(self._handshake.accept(wanted, info))
-            log.info("%s: negotiated export: %s", self.client, export.name)
-            return Agreed(export, device, info.flags, self._handshake.rest())
+            elif self._shutting_down:
+                await export.detach()
+                self._refuse(wanted, OptionReply.ERR_SHUTDOWN, "the server is shutting down")
+            else:
+                return self._agree(wanted, export, device)
         return None
 
+    def _agree(self, wanted: ExportWanted, export: Export, device: Device) -> Agreed:
+        info = self._info(export)
+        shape = ExportShape(device.size, info.flags, self._handshake.contexts_of(wanted.name))
+        self.transport.write(self._handshake.accept(wanted, info))
+        log.info("%s: negotiated export: %s", self.client, export.name)
+        return Agreed(export, device, shape, self._handshake.rest())
+
+    def _answer_contexts(self, wanted: ContextsWanted) -> None:
+        if self._find(wanted.name) is None:
+            self._refuse_unknown(wanted)
+        else:
+            self.transport.write(self._handshake.accept_contexts(wanted))
+
+    def _info(self, export: Export) -> ExportInfo:
+        return export_info(export, structured=self._handshake.structured)
+
+    def _refuse_unknown(self, wanted: ExportWanted | ContextsWanted) -> None:
+        if self._hides_exports:  # the same, whether there is such an export or not
+            kind, text = OptionReply.ERR_TLS_REQD, "is not available without TLS"
+        else:
+            kind, text = OptionReply.ERR_UNKNOWN, "does not exist"
+        self._refuse(wanted, kind, f"export {_shown(wanted.name)} {text}")
+
     def _refuse(
-        self, wanted: ExportWanted, kind: OptionReply, text: str, *, reason: str = ""
+        self,
+        wanted: ExportWanted | ContextsWanted,
+        kind: OptionReply,
+        text: str,
+        *,
+        reason: str = "",
     ) -> None:
         """Tell the client ``text``, and the log ``reason`` if that is not the same."""
-        log.warning("%s: refused %s: %s", self.client, _shown(wanted.name), reason or text)
+        level = logging.INFO if self._shutting_down else logging.WARNING
+        log.log(level, "%s: refused %s: %s", self.client, _shown(wanted.name), reason or text)
         self.transport.write(self._handshake.refuse(wanted, kind, text))
 
     def _find(self, name: str) -> Export | None:
-        if not name and len(self._exports) == 1:
-            return next(iter(self._exports.values()))  # the default export
-        return self._exports.get(name)
+        """Names match to the letter. The empty one means the default or the only export."""
+        if name:
+            return self._exports.get(name)
+        if self._config.default_export is not None:
+            return self._exports.get(self._config.default_export)
+        return next(iter(self._exports.values())) if len(self._exports) == 1 else None
 
     async def _more_bytes(self) -> bool:
-        """Wait for bytes from the client; False if none will come."""
+        """Wait for bytes from the client, or for the server's end; False if none will come."""
         self._event.clear()
-        if self._gone or self._shutting_down:
-            return False
-        self.transport.resume_reading()
-        await self._wait()
-        return not (self._gone or self._shutting_down)
+        if not self._gone:
+            self.transport.resume_reading()
+            await self._wait()
+        return not self._gone
 
     async def _drained(self) -> bool:
         """Wait until the client has read most of what we wrote; False if it never will."""
-        while not (self._writable or self._gone or self._shutting_down):
+        while not (self._writable or self._gone):
             self._event.clear()
             await self._wait()
         return not self._gone
@@ -233,7 +272,9 @@ class Negotiation(asyncio.Protocol):
             async with asyncio.timeout(self._patience):
                 await self._event.wait()
         except TimeoutError:
-            raise ProtocolError("the handshake takes too long") from None
+            if not self._shutting_down:
+                raise ProtocolError("the handshake takes too long") from None
+            self._gone = True  # to us
         self._patience -= loop.time() - began
 
     # asyncio.Protocol
@@ -264,12 +305,22 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= _NAME_SHOWN_MAX else name[:_NAME_SHOWN_MAX] + "...")
 
 
-def export_info(export: Export) -> ExportInfo:
+def _rules(config: ServerConfig) -> Rules:
+    return Rules(
+        flags=Rules().flags & config.mask_handshake,
+        structured_replies=config.structured_replies,
+        list_exports=config.list_exports,
+    )
+
+
+def export_info(export: Export, *, structured: bool) -> ExportInfo:
     """What we say of an export, from one snapshot of it."""
     geometry = export.info.geometry
     flags = _READ_ONLY_FLAGS if export.read_only else _FLAGS
     if not export.multi_conn:
         flags &= ~TransmissionFlag.CAN_MULTI_CONN
+    if structured:
+        flags |= TransmissionFlag.SEND_DF
     return ExportInfo(
         name=export.name,
         size=geometry.size,

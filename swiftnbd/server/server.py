@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The server: listens, looks after every connection from first byte to detach, and shuts down.
 
-Shutdown (design: a signal, once): no new connections, handshakes are dropped, requests at work
+Shutdown (design: a signal, once): no new connections, handshakes end, requests at work
 are finished, the exports written back and unlocked. A second signal cuts that short. What could
 not be written back is named, and its container stays locked.
 """
@@ -15,7 +15,6 @@ from functools import partial
 from swiftnbd.errors import ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
-from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.access import Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
@@ -119,7 +118,7 @@ class Server:
         for negotiation in self._negotiations:
             negotiation.shut_down()
         for transmission in self._transmissions:
-            transmission.end()
+            transmission.shut_down()
         await asyncio.gather(*self._connections, return_exceptions=True)
         if self._standard is not None:
             await self._standard.sent()
@@ -168,7 +167,7 @@ class Server:
             self._exports_for(peer.origin),
             client,
             self._attach,
-            self._config.handshake_seconds_max,
+            self._config,
             self._tls,
         )
         task = asyncio.get_running_loop().create_task(self._serve(negotiation))
@@ -219,10 +218,9 @@ class Server:
 
     async def _transmit(self, transport: asyncio.Transport, agreed: Agreed, client: Client) -> None:
         export = agreed.export
-        shape = ExportShape(agreed.device.size, agreed.flags)
         transmission = Transmission(
             agreed.device,
-            shape,
+            agreed.shape,
             self._budget,
             export.counters,
             f"{client} {export.name}",
@@ -232,7 +230,7 @@ class Server:
         try:
             transmission.start(transport, agreed.received)
             if self._stopping.is_set():
-                transmission.end()
+                transmission.shut_down()
             await transmission.run()
         finally:
             del self._transmissions[transmission]

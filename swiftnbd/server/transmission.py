@@ -2,10 +2,15 @@
 """Transmission phase of one connection: requests in, replies out, as fast as Python goes.
 
 The transport reads straight into our buffer; every complete request in it is parsed in one
-loop. What the device can answer at once (cache hits) is answered there, without a task; the rest
+loop. What the device can do at once (cache hits) is done there, without a task; the rest
 become tasks, whose replies are sent in whatever order they finish. All replies of one wake-up
 leave in one ``writelines``. A WRITE's payload that is not there yet is received straight into
 its own buffer and handed on when complete, so nobody ever sees half of it.
+
+Order: the device gets the requests on any one byte in the order in which they came. Tasks begin
+in that order, and what could be done at once becomes a task too if it would overtake one that
+has not begun. What the device makes of requests that are at work together is its own affair:
+a client that cares which of two comes last waits for the first one's reply.
 
 What bounds it: requests and bytes at work per connection, bytes at work per server (`Budget`),
 requests parsed per turn of the event loop (so that a flood on one connection leaves time for the
@@ -15,29 +20,42 @@ from either. Over a bound the connection *stalls*: it stops reading until there 
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
+from errno import ESHUTDOWN
 
 from swiftnbd.errors import ExportError, ProtocolError, SwiftnbdError
-from swiftnbd.export.device import Device
+from swiftnbd.export.device import Device, is_hole
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import (
     REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
+    ChunkType,
     Command,
     Error,
+    ReplyFlag,
 )
 from swiftnbd.protocol.errors import wire_error
+from swiftnbd.protocol.replies import (
+    DATA_CHUNK,
+    OFFSET_BYTES,
+    SIMPLE_REPLY,
+    Replies,
+    SimpleReplies,
+    StructuredReplies,
+)
 from swiftnbd.protocol.requests import (
     DRAIN_BYTES_MAX,
     REQUEST,
-    SIMPLE_REPLY,
     ExportShape,
+    OutOfRange,
     Request,
     check,
-    simple_reply,
 )
 from swiftnbd.server.budget import Budget, Share
-from swiftnbd.server.perform import Described, perform
+from swiftnbd.server.outbox import Outbox
+from swiftnbd.server.perform import Described, bytes_held, failure_text, perform
 from swiftnbd.server.sockets import close, peer_has_closed
 from swiftnbd.store.base import Buffer
 
@@ -53,6 +71,8 @@ UNSENT_BYTES_MAX = 2 * 1024 * 1024  # in the transport before we stop reading fr
 _HEADER_BYTES = REQUEST.size
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
+_DONE, _OFFSET_DATA = int(ReplyFlag.DONE), int(ChunkType.OFFSET_DATA)
+_SHUTTING_DOWN = "the server is shutting down"
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +93,6 @@ class Transmission(asyncio.BufferedProtocol):
         self._device = device
         self._is_shared = is_shared
         self._shape = shape
-        self._share = Share(budget, BYTES_AT_WORK_MAX, OWN_BYTES, self._go_on)
         self._counters = counters
         self._peer = peer
         self._loop = asyncio.get_running_loop()
@@ -88,20 +107,21 @@ class Transmission(asyncio.BufferedProtocol):
         self._payload = bytearray()
         self._received = 0
         self._to_skip = 0  # of the payload of a refused WRITE
+        self._replies: Replies = StructuredReplies(is_hole) if shape.structured else SimpleReplies()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bytes_unsent = 0
-        self._out: list[Buffer] = []
-        self._out_cost = 0  # bytes at work that leave with it
-        self._send_scheduled = False
+        self._unbegun: deque[Request] = deque()  # those of tasks before their first step
+        self._share = Share(budget, BYTES_AT_WORK_MAX, OWN_BYTES, self._go_on)
+        self._outbox = Outbox(self._share)
         self._reading = True
-        self._writing = True
         self._ending = False
+        self._shutting_down = False
 
     # Life
 
     def start(self, transport: asyncio.Transport, received: bytes) -> None:
         """Take over a connection whose handshake is done; ``received`` came right behind it."""
         self._transport = transport
+        self._outbox.start(transport)
         self._reading = False
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         transport.set_protocol(self)
@@ -132,13 +152,20 @@ class Transmission(asyncio.BufferedProtocol):
             self._pause_reading()
             self._close_if_done()
 
+    def shut_down(self) -> None:
+        """The server ends: finish what is at work, refuse what comes till then, and close."""
+        self._shutting_down = True
+        self._go_on()
+        self._close_if_done()
+
     def abort(self) -> None:
         """Drop the connection now."""
         self._transport.abort()
 
     def _close_if_done(self) -> None:
-        if self._ending and not self._tasks and not self._transport.is_closing():
-            self._send()
+        ending = self._ending or self._shutting_down
+        if ending and not self._tasks and not self._transport.is_closing():
+            self._outbox.send()
             close(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,8 +173,7 @@ class Transmission(asyncio.BufferedProtocol):
             log.info("%s: connection lost: %s", self._peer, exc)
         self._ending = True
         self._share.close()
-        self._share.give(self._bytes_unsent)
-        self._bytes_unsent = 0
+        self._outbox.resume()
         if self._incoming is not None:
             self._share.give(self._incoming.length)
             self._incoming = None
@@ -167,12 +193,10 @@ class Transmission(asyncio.BufferedProtocol):
     # Back-pressure
 
     def pause_writing(self) -> None:
-        self._writing = False
+        self._outbox.pause()
 
     def resume_writing(self) -> None:
-        self._writing = True
-        self._share.give(self._bytes_unsent)
-        self._bytes_unsent = 0
+        self._outbox.resume()
         self._go_on()
 
     def _pause_reading(self) -> None:
@@ -189,6 +213,10 @@ class Transmission(asyncio.BufferedProtocol):
         """Parse on after a stall, unless something else still holds us up."""
         if not self._ending and not self._reading:
             self._parse()
+
+    def _take(self, request: Request) -> bool:
+        """Room for one more request at work; if there is none, `_go_on` comes later."""
+        return len(self._tasks) < REQUESTS_AT_WORK_MAX and self._share.take(bytes_held(request))
 
     # Receiving
 
@@ -210,9 +238,7 @@ class Transmission(asyncio.BufferedProtocol):
             self._received += nbytes
             if self._received < len(self._payload):
                 return
-            request, self._incoming = self._incoming, None
-            payload, self._payload = self._payload, bytearray()
-            self._work(request, payload)
+            self._received_payload()
         self._parse()
 
     def _parse(self) -> None:
@@ -227,15 +253,20 @@ class Transmission(asyncio.BufferedProtocol):
                 self._pause_reading()
             else:
                 self._resume_reading()
-        self._send()
+        self._outbox.send()
 
     def _parse_requests(self) -> bool:
         """Returns whether it stalled: there may be requests left that must wait."""
-        unpack, pack, read_now = REQUEST.unpack_from, SIMPLE_REPLY.pack, self._device.read_now
-        buffer, out, size = self._buffer, self._out, self._shape.size
+        unpack, pack, pack_data = REQUEST.unpack_from, SIMPLE_REPLY.pack, DATA_CHUNK.pack
+        read_now, write_now = self._device.read_now, self._device.write_now
+        outbox, out = self._outbox, self._outbox.pieces
+        buffer, view, unbegun = self._buffer, self._view, self._unbegun
+        size, structured = self._shape.size, self._shape.structured
+        fast_reads = not self._shutting_down
+        fast_writes = fast_reads and not self._shape.read_only
         left, batch = REQUESTS_PER_TURN_MAX, 0
         while self._has_header():
-            if not self._writing:
+            if not outbox.writable:
                 return True
             if not left:
                 self._loop.call_soon(self._go_on)
@@ -249,16 +280,38 @@ class Transmission(asyncio.BufferedProtocol):
                 and not flags
                 and 0 < length <= FAST_READ_BYTES_MAX
                 and offset + length <= size
+                and fast_reads
+                and not (unbegun and self._would_overtake(offset, length))
                 and (pieces := read_now(offset, length)) is not None
             ):
                 self._start += _HEADER_BYTES
-                out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
-                out.extend(pieces)
+                if not structured:
+                    out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                    out.extend(pieces)
+                elif any(map(is_hole, pieces)):
+                    request = Request(command, flags, cookie, offset, length)
+                    out.extend(self._replies.content(request, pieces))
+                else:
+                    head = (STRUCTURED_REPLY_MAGIC, _DONE, _OFFSET_DATA, cookie)
+                    out.append(pack_data(*head, OFFSET_BYTES + length, offset))
+                    out.extend(pieces)
                 self._counters.client_out += length
                 batch += length
                 if batch >= WRITE_BATCH_BYTES:
-                    self._send()
+                    outbox.send()
                     batch = 0
+            elif (
+                command == _WRITE
+                and not flags
+                and 0 < length <= self._end - (payload := self._start + _HEADER_BYTES)
+                and offset + length <= size
+                and fast_writes
+                and not (unbegun and self._would_overtake(offset, length))
+                and write_now(offset, view[payload : payload + length])
+            ):
+                self._start = payload + length
+                out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                self._counters.client_in += length
             elif not self._begin(Request(command, flags, cookie, offset, length)):
                 return True
         return False
@@ -280,18 +333,17 @@ class Transmission(asyncio.BufferedProtocol):
             self.end()
             return True
         try:
+            if self._shutting_down:
+                raise ExportError(ESHUTDOWN, _SHUTTING_DOWN)
             check(request, self._shape)
         except ExportError as error:
             self._refuse(request, error)
             return True
         if not request.length and request.command != _FLUSH:
             self._start += _HEADER_BYTES
-            self._reply(request.cookie)  # allowed, and without effect
+            self._outbox.add(self._replies.done(request))  # allowed, and without effect
             return True
-        moves_data = request.command in (_READ, _WRITE)
-        if len(self._tasks) >= REQUESTS_AT_WORK_MAX:
-            return False
-        if not self._share.take(request.length if moves_data else 0):
+        if not self._take(request):
             return False
         self._start += _HEADER_BYTES
         if request.command == _WRITE:
@@ -304,7 +356,9 @@ class Transmission(asyncio.BufferedProtocol):
         """Answer at once; the payload that comes anyway is skipped ("MUST" stay in sync)."""
         log.debug("%s: refused: %s", self._peer, error)
         self._start += _HEADER_BYTES
-        self._reply(request.cookie, wire_error(error.errno))
+        where = error.offset if isinstance(error, OutOfRange) else None
+        number = wire_error(error.errno, request)
+        self._outbox.add(self._replies.failure(request, number, str(error), where))
         if request.command == _WRITE:
             if request.length > DRAIN_BYTES_MAX:
                 raise ProtocolError(f"a WRITE of {request.length} bytes")
@@ -323,10 +377,38 @@ class Transmission(asyncio.BufferedProtocol):
         self._received = here
         self._incoming = request
 
+    def _received_payload(self) -> None:
+        """Carry out the WRITE whose payload is complete now; at once, if that is possible."""
+        assert self._incoming is not None
+        request, self._incoming = self._incoming, None
+        payload, self._payload = self._payload, bytearray()
+        if self._shutting_down:
+            reply = self._replies.failure(request, Error.ESHUTDOWN, _SHUTTING_DOWN)
+        elif (
+            request.flags
+            or self._would_overtake(request.offset, request.length)
+            or not self._device.write_now(request.offset, payload)
+        ):
+            self._work(request, payload)
+            return
+        else:
+            self._counters.client_in += request.length
+            reply = self._replies.done(request)
+        self._outbox.add(reply, request.length)
+
     # Working
+
+    def _would_overtake(self, offset: int, length: int) -> bool:
+        """Whether a request on these bytes came before, and the device does not know it yet."""
+        end = offset + length
+        return any(
+            earlier.offset < end and offset < earlier.offset + earlier.length
+            for earlier in self._unbegun
+        )
 
     def _work(self, request: Request, payload: Buffer) -> None:
         """Carry out a checked request as a task."""
+        self._unbegun.append(request)
         task = self._loop.create_task(self._serve(request, payload))
         self._tasks.add(task)
         task.add_done_callback(self._worked)
@@ -338,49 +420,22 @@ class Transmission(asyncio.BufferedProtocol):
             self._go_on()
 
     async def _serve(self, request: Request, payload: Buffer) -> None:
-        cost = request.length if request.command in (_READ, _WRITE) else 0
+        begun = self._unbegun.popleft()
+        assert begun is request, "tasks begin in the order in which they were made"
+        cost = bytes_held(request)
         described = Described(request)
         log.debug("%s: %s", self._peer, described)
         try:
-            pieces = await perform(self._device, request, payload, self._counters)
+            reply = await perform(self._device, request, payload, self._replies, self._counters)
         except SwiftnbdError as error:
-            log.error("%s: %s failed: %s", self._peer, described, error)
-            self._reply(request.cookie, wire_error(error.errno))
+            number = wire_error(error.errno, request)
+            level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
+            log.log(level, "%s: %s failed: %s", self._peer, described, error)
+            reply = self._replies.failure(request, number, failure_text(request, number))
         except asyncio.CancelledError:
             self._share.give(cost)
             raise
         except Exception:
             log.exception("%s: %s failed", self._peer, described)
-            self._reply(request.cookie, Error.EIO)
-        else:
-            self._reply(request.cookie, pieces=pieces)
-        self._out_cost += cost
-
-    # Replying
-
-    def _reply(self, cookie: int, error: int = 0, pieces: Sequence[Buffer] = ()) -> None:
-        """Queue a reply; what is queued in one turn of the loop leaves together."""
-        self._out.append(simple_reply(cookie, error))
-        self._out.extend(pieces)
-        if not self._send_scheduled:
-            self._send_scheduled = True
-            self._loop.call_soon(self._send_later)
-
-    def _send_later(self) -> None:
-        self._send_scheduled = False
-        self._send()
-
-    def _send(self) -> None:
-        """Hand the queued replies to the transport.
-
-        The bytes at work are given back only when they have left, or a client that does not
-        read could make us hold any number of them.
-        """
-        if self._out and not self._transport.is_closing():
-            self._transport.writelines(self._out)
-        self._out.clear()
-        cost, self._out_cost = self._out_cost, 0
-        if self._writing or self._lost.done():
-            self._share.give(cost)
-        else:
-            self._bytes_unsent += cost
+            reply = self._replies.failure(request, Error.EIO, failure_text(request, Error.EIO))
+        self._outbox.add(reply, cost)

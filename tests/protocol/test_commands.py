@@ -65,7 +65,8 @@ async def test_every_refusal_leaves_the_connection_usable(peer: Peer, store: Gat
         (WRITE, 0, 4096, nbd.NO_HOLE, einval),
         (WRITE, 0, 1 * MiB, 1 << 15, einval),
         (WRITE, 0, 4096, 1 << 5, einval),  # PAYLOAD_LEN
-        (WRITE_ZEROES, 0, 512, nbd.FAST_ZERO, einval),  # A6.14
+        (WRITE, 0, 512, nbd.FAST_ZERO, einval),
+        (WRITE_ZEROES, 0, 512, nbd.REQ_ONE, einval),
         (READ, SIZE, 1, 0, einval),  # A6.5
         (READ, SIZE - 1, 2, 0, einval),
         (READ, 2**64 - 1, 2, 0, einval),  # E16

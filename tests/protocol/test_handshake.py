@@ -6,9 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftnbd.errors import ProtocolError
-from swiftnbd.protocol.constants import Option, OptionReply
-from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send
-from swiftnbd.protocol.options import greeting
+from swiftnbd.protocol.constants import HandshakeFlag, Option, OptionReply
+from swiftnbd.protocol.handshake import (
+    Aborted,
+    ExportWanted,
+    Handshake,
+    ListWanted,
+    Rules,
+    Send,
+)
 from tests.support.handshakes import (
     ABORT,
     ABORT_ACK,
@@ -23,6 +29,7 @@ from tests.support.handshakes import (
     UNSUP,
     Dialogue,
     collect,
+    context_query,
     error_kind,
     in_pieces,
     option,
@@ -57,7 +64,7 @@ def opened(flags: bytes = FIXED) -> Handshake:
 
 
 def test_greeting_offers_fixed_newstyle_and_no_zeroes_only() -> None:
-    assert greeting() == b"NBDMAGIC" + b"IHAVEOPT" + b"\0\3"
+    assert Handshake().greeting() == b"NBDMAGIC" + b"IHAVEOPT" + b"\0\3"
 
 
 @pytest.mark.parametrize("flags", range(4))
@@ -71,6 +78,16 @@ def test_unknown_client_flag_closes(bit: int) -> None:
     handshake.feed((1 << bit | 3).to_bytes(4))
     with pytest.raises(ProtocolError, match="client flags"):
         handshake.next_event()
+
+
+@pytest.mark.parametrize("offered", range(4))
+@pytest.mark.parametrize("flags", range(4))
+def test_client_flag_that_was_not_offered_closes(offered: int, flags: int) -> None:
+    """Acceptance rows A1.1, A1.3: the greeting says which."""
+    dialogue = Dialogue(rules=Rules(flags=HandshakeFlag(offered)))
+    assert dialogue.handshake.greeting() == b"NBDMAGICIHAVEOPT" + offered.to_bytes(2)
+    dialogue.feed(flags.to_bytes(4))
+    assert bool(dialogue.ended) is bool(flags & ~offered)
 
 
 @pytest.mark.parametrize("number", [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0xFFFFFFFF])
@@ -140,7 +157,7 @@ def test_name_comes_out_exactly_as_sent(number: int, name: str) -> None:
 # ABORT, LIST
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"\0" * 65536])
+@pytest.mark.parametrize("data", [b"", b"x", b"\0" * 65536, b"\0" * 65537, b"\0" * (1 << 20)])
 def test_abort_is_acknowledged_whatever_data_it_has(data: bytes) -> None:
     handshake = opened()
     handshake.feed(option(2, data))
@@ -152,6 +169,14 @@ def test_list_asks_for_the_names() -> None:
     handshake.feed(option(3))
     assert handshake.next_event() == ListWanted()
     assert handshake.next_event() is None
+
+
+def test_list_that_is_switched_off_is_refused_by_policy() -> None:
+    """Acceptance rows A2.6, A2.7."""
+    dialogue = Dialogue(rules=Rules(list_exports=False)).feed(FIXED, option(3))
+    assert error_kind(dialogue.take(), 3) == POLICY
+    assert error_kind(dialogue.feed(option(3, b"x")).take(), 3) == INVALID
+    assert dialogue.feed(ABORT).take() == ABORT_ACK
 
 
 def test_list_replies_carry_lengths_in_bytes() -> None:
@@ -235,15 +260,17 @@ ERRORS = [
     (5, b"surplus", POLICY),
     (4, b"", UNSUP),
     (4, b"disk", UNSUP),
-    (8, b"", UNSUP),
-    (9, query(b"disk"), UNSUP),
-    (10, query(b"disk"), UNSUP),
+    (8, b"data", INVALID),
+    (9, context_query(b"disk"), INVALID),
+    (10, context_query(b"disk"), INVALID),
     (11, b"", UNSUP),
+    (11, b"data", UNSUP),
     (0, b"", UNSUP),
     (12, b"", UNSUP),
     (0x49484156, MAGIC * 3, UNSUP),
     (0xFFFFFFFF, b"x" * 70000, UNSUP),
-    (8, ABORT * 5, UNSUP),  # data that looks like options is data
+    (8, ABORT * 5, INVALID),  # data that looks like options is data
+    (99, ABORT * 5, UNSUP),
     (3, b"x" * 65537, INVALID),  # known, but larger than any of them needs
     (6, b"x" * 70000, INVALID),
     (7, b"x" * (1 << 20), INVALID),
@@ -272,12 +299,12 @@ def test_error_reply_comes_only_when_all_data_has(number: int, data: bytes, kind
 
 def test_several_options_at_once_are_answered_in_order() -> None:
     dialogue = Dialogue().feed(
-        FIXED + option(8) + option(3) + option(6, query(b"disk")) + option(2)
+        FIXED + option(99) + option(3) + option(6, query(b"disk")) + option(2)
     )
     names = Handshake().list_replies(["disk"])
-    text = b"option 8 is not supported"
+    text = b"option 99 is not supported"
     assert dialogue.sent == (
-        REPLY + b"\0\0\0\x08" + UNSUP + len(text).to_bytes(4) + text
+        REPLY + b"\0\0\0\x63" + UNSUP + len(text).to_bytes(4) + text
         + names + info(6, INFO_EXPORT) + ack(6) + ABORT_ACK
     )  # fmt: skip
 
@@ -321,6 +348,13 @@ CONVERSATIONS = {
     + option(3)
     + option(5)
     + option(8, b"data")
+    + option(9, context_query(b"disk"))
+    + option(8)
+    + option(8)
+    + option(9, context_query(b"disk"))
+    + option(10, context_query(b"other", b"base:allocation"))
+    + option(10, context_query(b"disk", b"base:allocation", b"x:y"))
+    + option(11)
     + option(3, b"data")
     + option(6, query(b"other", 1, 2))
     + option(6, query(b"disk", 3))

@@ -59,7 +59,7 @@ async def test_client_that_reads_no_replies_is_not_read_from(
     greedy = await served.attached(receive_buffer=4096)
     greedy.send(*(request_bytes(nbd.READ, 0, MiB, cookie=i) for i in range(100_000)))
     connection = await stalled(served)
-    await until(lambda: not connection._writing)
+    await until(lambda: not connection._outbox.writable)
     sent = served.exports["disk"].counters.client_out
     held = connection._transport.get_write_buffer_size()
     assert held <= transmission.UNSENT_BYTES_MAX + transmission.BYTES_AT_WORK_MAX + 16 * 128
@@ -79,7 +79,7 @@ async def test_client_that_reads_late_gets_everything(served: Serving) -> None:
     count = 300
     peer.send(*(request_bytes(nbd.READ, i * 512, OBJECT, cookie=i) for i in range(count)))
     connection = await stalled(served)
-    await until(lambda: not connection._writing)
+    await until(lambda: not connection._outbox.writable)
     assert await read_replies(peer, count, OBJECT) == set(range(count))
     await peer.disconnect()
 
@@ -254,7 +254,7 @@ async def test_reset_while_many_replies_are_sent_makes_no_noise(served: Serving)
         peer = await served.attached(receive_buffer=4096)
         peer.send(*(request_bytes(nbd.READ, 0, 4 * MiB, cookie=i) for i in range(500)))
         connection = await stalled(served)
-        await until(lambda connection=connection: not connection._writing)  # type: ignore[misc]
+        await until(lambda connection=connection: not connection._outbox.writable)  # type: ignore[misc]
         await peer.reset()
         await served.idle()
     await served.check_full_service()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`check` as a truth table, the errno table, and the layout of replies (rows A5, A6)."""
+"""`check` as a truth table, and the errno table (acceptance rows A5, A6)."""
 
 import errno
 import itertools
@@ -9,17 +9,20 @@ import pytest
 from swiftnbd.errors import ExportError
 from swiftnbd.protocol.constants import Error, TransmissionFlag
 from swiftnbd.protocol.errors import wire_error
-from swiftnbd.protocol.requests import REQUEST, ExportShape, Request, check, simple_reply
+from swiftnbd.protocol.requests import REQUEST, ExportShape, OutOfRange, Request, check
 
 MiB = 1024 * 1024
 SIZE = 40 * MiB
-EPERM, EINVAL, ENOSPC = 1, 22, 28
+EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW = 1, 5, 22, 28, 75
 
-READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES = range(7)
-ALL = TransmissionFlag(0x056D)  # what we announce: FLUSH, FUA, TRIM, ZEROES, MULTI_CONN, CACHE
-READ_ONLY = TransmissionFlag(0x0507)
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, BLOCK_STATUS = range(8)
+# what we announce: FLUSH, FUA, TRIM, ZEROES, DF, MULTI_CONN, CACHE, FAST_ZERO
+ALL = TransmissionFlag(0x0DED)
+READ_ONLY = TransmissionFlag(0x0587)
+STATUS = frozenset({"base:allocation"})
 
-WRITABLE = ExportShape(SIZE, ALL)
+WRITABLE = ExportShape(SIZE, ALL, STATUS)
+PLAIN = ExportShape(SIZE, ALL & ~TransmissionFlag.SEND_DF)  # no structured replies
 
 
 def verdict(
@@ -37,17 +40,19 @@ def verdict(
 # the first unassigned one and the last.
 FLAGS = [0, 1, 2, 4, 8, 16, 32, 64, 0x8000]
 ALLOWED = {
-    READ: {0, 1},
+    READ: {0, 1, 4, 5},
     WRITE: {0, 1},
     FLUSH: {0, 1},
     TRIM: {0, 1},
     CACHE: {0, 1},
-    ZEROES: {0, 1, 2, 3},
+    ZEROES: {0, 1, 2, 3, 16, 17, 18},
+    BLOCK_STATUS: {0, 1, 8, 9},
 }
 
 
 @pytest.mark.parametrize("command", [*range(10), 0x100, 0xFFFF])
 def test_each_flag_on_each_command(command: int) -> None:
+    """Acceptance rows A6.2, A6.3, A6.4."""
     for one, other in itertools.product(FLAGS, FLAGS):
         flags = one | other
         expected = 0 if flags in ALLOWED.get(command, ()) else EINVAL
@@ -55,15 +60,25 @@ def test_each_flag_on_each_command(command: int) -> None:
 
 
 @pytest.mark.parametrize("command", [*range(10), 0x100, 0xFFFF])
+def test_each_flag_on_each_command_without_structured_replies(command: int) -> None:
+    """Acceptance rows A6.12, A6.13: no DF, and no BLOCK_STATUS at all."""
+    allowed = ALLOWED | {READ: {0, 1}, BLOCK_STATUS: set()}
+    for one, other in itertools.product(FLAGS, FLAGS):
+        flags = one | other
+        expected = 0 if flags in allowed.get(command, ()) else EINVAL
+        assert verdict(command, flags, shape=PLAIN) == expected, f"flags {flags:#x}"
+
+
+@pytest.mark.parametrize("command", [*range(10), 0x100, 0xFFFF])
 def test_each_flag_on_each_command_of_a_read_only_export(command: int) -> None:
-    shape = ExportShape(SIZE, READ_ONLY)
+    """Acceptance row A6.8."""
+    shape = ExportShape(SIZE, READ_ONLY, STATUS)
     for flags in FLAGS:
         if command in (WRITE, TRIM, ZEROES):
             expected = EPERM
-        elif command in (READ, FLUSH, CACHE) and not flags:
-            expected = 0
-        else:
-            expected = EINVAL  # FUA too: a read-only export does not announce it
+        else:  # FUA is invalid too: a read-only export does not announce it
+            allowed = {READ: (0, 4), BLOCK_STATUS: (0, 8), FLUSH: (0,), CACHE: (0,)}
+            expected = 0 if flags in allowed.get(command, ()) else EINVAL
         assert verdict(command, flags, shape=shape) == expected, f"flags {flags:#x}"
 
 
@@ -84,14 +99,45 @@ RANGES = {
     "4 GiB at 2^32": (2**32 - 1, 2**32 - 1, False),
     "unaligned 4 GiB": (1, 2**32 - 1, False),
 }
-BEYOND = {READ: EINVAL, WRITE: ENOSPC, TRIM: EINVAL, CACHE: EINVAL, ZEROES: ENOSPC, FLUSH: 0}
+BEYOND = {
+    READ: EINVAL,
+    WRITE: ENOSPC,
+    TRIM: EINVAL,
+    CACHE: EINVAL,
+    ZEROES: ENOSPC,
+    BLOCK_STATUS: EINVAL,
+    FLUSH: 0,
+}
 
 
 @pytest.mark.parametrize("case", RANGES)
 @pytest.mark.parametrize("command", BEYOND)
 def test_range(command: int, case: str) -> None:
+    """Acceptance rows A6.5, A6.6, A6.7, A6.9, A6.10, A6.11, E16."""
     offset, length, inside = RANGES[case]
-    assert verdict(command, 0, offset, length) == (0 if inside else BEYOND[command])
+    expected = 0 if inside else BEYOND[command]
+    if command == BLOCK_STATUS and not length:
+        expected = EINVAL
+    assert verdict(command, 0, offset, length) == expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "first"),
+    [
+        (SIZE - 1, 2, SIZE),
+        (SIZE, 1, SIZE),
+        (SIZE + 5, 1, SIZE + 5),
+        (2**64 - 1, 2, 2**64 - 1),
+        (SIZE + 5, 0, None),
+    ],
+)
+@pytest.mark.parametrize("command", [READ, WRITE, TRIM, CACHE, ZEROES, BLOCK_STATUS])
+def test_refused_range_says_where_it_leaves_the_export(
+    command: int, offset: int, length: int, first: int | None
+) -> None:
+    with pytest.raises(OutOfRange) as caught:
+        check(Request(command, 0, 7, offset, length), WRITABLE)
+    assert caught.value.offset == first
 
 
 @pytest.mark.parametrize("case", RANGES)
@@ -112,19 +158,27 @@ def test_read_only_is_the_first_reason(command: int, case: str) -> None:
         (TRIM, SIZE, 0),
         (CACHE, SIZE, 0),
         (ZEROES, SIZE, 0),
+        (BLOCK_STATUS, SIZE, 0),
     ],
 )
 def test_payload_is_bounded_and_effects_are_not(command: int, length: int, expected: int) -> None:
+    """Acceptance rows A6.15, A6.16, A6.17."""
     assert verdict(command, 0, 0, length) == expected
+
+
+def test_read_over_the_limit_with_df_overflows() -> None:
+    """Acceptance row A7.9: what may be sent in one chunk is."""
+    assert verdict(READ, 4, 0, 32 * MiB) == 0
+    assert verdict(READ, 4, 0, 32 * MiB + 1) == EOVERFLOW
 
 
 @pytest.mark.parametrize("length", [200 * MiB, 2**32 - 1])
 @pytest.mark.parametrize("offset", [0, 2**32 - 1, 2**32 + 513])
-@pytest.mark.parametrize("command", [TRIM, CACHE, ZEROES])
+@pytest.mark.parametrize("command", [TRIM, CACHE, ZEROES, BLOCK_STATUS])
 def test_huge_effect_inside_a_huge_export_is_allowed(
     command: int, offset: int, length: int
 ) -> None:
-    assert verdict(command, 0, offset, length, ExportShape(1 << 43, ALL)) == 0
+    assert verdict(command, 0, offset, length, ExportShape(1 << 43, ALL, STATUS)) == 0
 
 
 @pytest.mark.parametrize(
@@ -144,9 +198,16 @@ def test_command_that_is_not_announced_is_invalid(
 
 
 def test_fua_that_is_not_announced_is_invalid() -> None:
-    shape = ExportShape(SIZE, ALL & ~TransmissionFlag.SEND_FUA)
+    shape = ExportShape(SIZE, ALL & ~TransmissionFlag.SEND_FUA, STATUS)
     for command in ALLOWED:
         assert verdict(command, 1, shape=shape) == EINVAL
+
+
+def test_fast_zero_that_is_not_announced_is_invalid() -> None:
+    """Acceptance row A6.14."""
+    shape = ExportShape(SIZE, ALL & ~TransmissionFlag.SEND_FAST_ZERO)
+    assert verdict(ZEROES, 16, shape=shape) == EINVAL
+    assert verdict(ZEROES, 0, shape=shape) == 0
 
 
 @pytest.mark.parametrize(("offset", "length"), [(5, 0), (0, 5), (2**64 - 1, 2**32 - 1)])
@@ -157,8 +218,9 @@ def test_flush_ignores_its_reserved_fields(offset: int, length: int) -> None:
 def test_refusal_says_why_with_values() -> None:
     for request, text in [
         (Request(TRIM, 0, 0, SIZE, 1), f"range {SIZE}+1 is beyond the end ({SIZE})"),
-        (Request(READ, 4, 0, 0, 1), "flags 0x4 are not valid for command 0"),
+        (Request(READ, 8, 0, 0, 1), "flags 0x8 are not valid for command 0"),
         (Request(9, 0, 0, 0, 1), "command 9 is not supported"),
+        (Request(BLOCK_STATUS, 0, 0, 0, 0), "the status of no bytes"),
     ]:
         with pytest.raises(ExportError) as caught:
             check(request, WRITABLE)
@@ -174,12 +236,26 @@ def test_every_errno_becomes_one_that_nbd_knows() -> None:
         errno.ENOSPC: 28,
         errno.EDQUOT: 28,
         errno.EFBIG: 28,
-        errno.EOVERFLOW: 75,
-        errno.ENOTSUP: 95,
         errno.ESHUTDOWN: 108,
     }
     for number in [0, -1, 4096, *errno.errorcode]:
-        assert wire_error(number) == expected.get(number, 5), errno.errorcode.get(number)
+        narrowed = wire_error(number, Request(WRITE, 0, 7, 0, 512))
+        assert narrowed == expected.get(number, 5), errno.errorcode.get(number)
+
+
+@pytest.mark.parametrize("length", [512, 32 * MiB, 32 * MiB + 1])
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("command", ALLOWED)
+def test_overflow_and_not_supported_are_said_only_where_documented(
+    command: int, flags: int, length: int
+) -> None:
+    """Acceptance row A6.27: otherwise they are I/O errors."""
+    request = Request(command, flags, 7, 0, length)
+    fast_zero = (command, flags) == (ZEROES, 16)
+    assert wire_error(errno.ENOTSUP, request) == (95 if fast_zero else EIO)
+    long_effect = command in (TRIM, CACHE, ZEROES, BLOCK_STATUS) and length > 32 * MiB
+    overflow = (command, flags) == (READ, 4) or (long_effect and not fast_zero)
+    assert wire_error(errno.EOVERFLOW, request) == (EOVERFLOW if overflow else EIO)
 
 
 def test_error_values_are_the_specifications() -> None:
@@ -193,12 +269,6 @@ def test_error_values_are_the_specifications() -> None:
         "ENOTSUP": 95,
         "ESHUTDOWN": 108,
     }
-
-
-@pytest.mark.parametrize("cookie", [0, 1, 0x0123456789ABCDEF, 2**64 - 1])
-def test_simple_reply_is_magic_error_and_cookie(cookie: int) -> None:
-    assert simple_reply(cookie) == b"\x67\x44\x66\x98" + bytes(4) + cookie.to_bytes(8)
-    assert simple_reply(cookie, 22) == b"\x67\x44\x66\x98" + b"\0\0\0\x16" + cookie.to_bytes(8)
 
 
 def test_type_and_flags_are_two_fields() -> None:

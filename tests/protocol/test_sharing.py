@@ -78,7 +78,7 @@ async def test_info_then_go_answer_the_same(store: GatedStore, read_only: bool) 
     async with serving(*exports) as served, await served.greeted() as peer:
         info = await peer.go(b"disk", 0, 1, 2, 3, option=nbd.INFO)
         assert await peer.go(b"disk", 0, 1, 2, 3) == info
-        flags = b"\5\7" if read_only else b"\5\x6d"
+        flags = b"\5\7" if read_only else b"\x0d\x6d"
         assert info == {
             0: (16 * OBJECT).to_bytes(8) + flags,
             1: b"disk",
@@ -101,7 +101,7 @@ async def test_export_name_attaches(served: Serving, flags: int, length: int) ->
     async with await served.greeted(flags=flags) as peer:
         peer.send(b"IHAVEOPT\0\0\0\1\0\0\0\4disk")
         assert await peer.receive(length) == (
-            (16 * OBJECT).to_bytes(8) + b"\5\x6d" + bytes(length - 10)
+            (16 * OBJECT).to_bytes(8) + b"\x0d\x6d" + bytes(length - 10)
         )
         await peer.write(0, b"data")
         await peer.disconnect()

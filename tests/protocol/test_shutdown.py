@@ -246,6 +246,6 @@ async def test_client_that_never_reads_its_replies_does_not_keep_the_server_from
         for _ in range(64):
             peer.request(nbd.READ, 0, 16 * OBJECT)
         (at_work,) = served.server._transmissions
-        await until(lambda: not at_work._writing)
+        await until(lambda: not at_work._outbox.writable)
         assert await soon(served.server.stop()) is True
         await peer.reset()

@@ -8,10 +8,12 @@ from swiftnbd.errors import ProtocolError
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
 from swiftnbd.protocol.handshake import (
     Aborted,
+    ContextsWanted,
     Event,
     ExportWanted,
     Handshake,
     ListWanted,
+    Rules,
     Send,
     StartTls,
     Tls,
@@ -27,6 +29,8 @@ POLICY = b"\x80\0\0\2"
 INVALID = b"\x80\0\0\3"
 TLS_REQD = b"\x80\0\0\5"
 UNKNOWN = b"\x80\0\0\6"
+SHUTDOWN = b"\x80\0\0\7"
+TOO_BIG = b"\x80\0\0\x09"
 
 ABORT = MAGIC + b"\0\0\0\2" + b"\0\0\0\0"
 ABORT_ACK = REPLY + b"\0\0\0\2" + ACK + b"\0\0\0\0"
@@ -54,6 +58,13 @@ def query(name: bytes, *wanted: int, length: int | None = None, count: int | Non
     return size.to_bytes(4) + name + number.to_bytes(2) + types
 
 
+def context_query(name: bytes, *queries: bytes, count: int | None = None) -> bytes:
+    """Data of LIST_META_CONTEXT and SET_META_CONTEXT; ``count`` if it is to lie."""
+    number = len(queries) if count is None else count
+    strings = b"".join(len(each).to_bytes(4) + each for each in queries)
+    return len(name).to_bytes(4) + name + number.to_bytes(4) + strings
+
+
 def collect(handshake: Handshake) -> list[Event]:
     """All events there are now, up to one that needs a decision."""
     events: list[Event] = []
@@ -67,10 +78,11 @@ def collect(handshake: Handshake) -> list[Event]:
 class Dialogue:
     """A handshake with one export called "disk": what it sends, and how it ended."""
 
-    def __init__(self, exports: int = 1, tls: Tls = Tls.OFF) -> None:
-        self.handshake = Handshake(exports, tls)
+    def __init__(self, exports: int = 1, tls: Tls = Tls.OFF, rules: Rules | None = None) -> None:
+        self.handshake = Handshake(exports, tls, rules or Rules())
         self.sent = b""
         self.ended = ""  # "abort", "tls", "transmission" or why it must be closed
+        self.contexts: frozenset[str] = frozenset()  # in transmission
 
     def feed(self, *pieces: bytes) -> "Dialogue":
         for piece in pieces:
@@ -113,7 +125,10 @@ class Dialogue:
                 self.sent += self.handshake.accept(event, DISK)
                 if event.chosen:
                     self.ended = "transmission"
-            case ExportWanted():
+                    self.contexts = self.handshake.contexts_of(event.name)
+            case ContextsWanted(name="disk" | ""):
+                self.sent += self.handshake.accept_contexts(event)
+            case ExportWanted() | ContextsWanted():
                 self.sent += self.handshake.refuse(event, OptionReply.ERR_UNKNOWN, "no such")
 
 

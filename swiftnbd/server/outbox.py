@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Replies of one connection, from when they are made until they have left."""
+
+import asyncio
+from collections.abc import Iterable
+
+from swiftnbd.server.budget import Share
+from swiftnbd.store.base import Buffer
+
+
+class Outbox:
+    """Collects replies; those of one turn of the event loop leave in one ``writelines``.
+
+    The bytes that requests took of the ``share`` are given back only when their replies have
+    left, or a client that does not read could make us hold any number of them.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.pieces: list[Buffer] = []  # may be added to directly, if `send` is called then
+        self.writable = True  # or the client must read first
+        self._share = share
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._cost = 0  # bytes of the share that leave with the pieces
+        self._unsent = 0  # bytes of the share that are in the transport
+        self._send_scheduled = False
+
+    def start(self, transport: asyncio.Transport) -> None:
+        """Say where to send to."""
+        self._transport = transport
+
+    def add(self, reply: Iterable[Buffer], cost: int = 0) -> None:
+        """Queue a reply to a request that took ``cost`` bytes."""
+        self.pieces.extend(reply)
+        self._cost += cost
+        if not self._send_scheduled:
+            self._send_scheduled = True
+            self._loop.call_soon(self._send_scheduled_now)
+
+    def _send_scheduled_now(self) -> None:
+        self._send_scheduled = False
+        self.send()
+
+    def send(self) -> None:
+        """Hand what is queued to the transport."""
+        if self.pieces and not self._transport.is_closing():
+            self._transport.writelines(self.pieces)
+        self.pieces.clear()
+        cost, self._cost = self._cost, 0
+        if self.writable:
+            self._share.give(cost)
+        else:
+            self._unsent += cost
+
+    def pause(self) -> None:
+        """The transport holds more than it should."""
+        self.writable = False
+
+    def resume(self) -> None:
+        """The transport has sent most of what it held, or will send no more."""
+        self.writable = True
+        unsent, self._unsent = self._unsent, 0
+        self._share.give(unsent)
