@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.certificates import Certificates
 from tests.support.swift_aio import RealSwift
 
 
@@ -27,3 +28,9 @@ def own_swift() -> Iterator[RealSwift]:
 def container_name() -> str:
     """The name of a container that nobody uses."""
     return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A server's and a client's certificate, signed by one authority; nobody changes them."""
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))

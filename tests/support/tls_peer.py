@@ -5,6 +5,7 @@ import asyncio
 import functools
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self, TypeVar
 
 from tests.support import nbd_client as nbd
@@ -23,6 +24,8 @@ class TlsPeer(Peer):
         super().__init__(reader, writer)
         self._ssl: ssl.SSLObject | None = None
         self._to_us, self._from_us = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._uncounted = bytearray()
+        self.records_received = 0
 
     @classmethod
     async def greeted(cls, served: Serving, source: str = "") -> Self:
@@ -64,8 +67,19 @@ class TlsPeer(Peer):
                 if not data:
                     raise EOFError("the server closed below TLS") from None
                 self._to_us.write(data)
+                self._count_records(data)
             finally:
                 self.flush_encrypted()
+
+    def _count_records(self, data: bytes) -> None:
+        """Type, version, u16 length, and then so many bytes."""
+        self._uncounted += data
+        while len(self._uncounted) >= 5:
+            end = 5 + int.from_bytes(self._uncounted[3:5])
+            if len(self._uncounted) < end:
+                break
+            del self._uncounted[:end]
+            self.records_received += 1
 
     def flush_encrypted(self) -> None:
         if self._from_us.pending:
@@ -111,7 +125,8 @@ class TlsPeer(Peer):
         if self._ssl is None:
             return await super().ended()
         data = b""
-        while piece := await self._do(lambda: self.session.read(_CHUNK_BYTES)):
-            data += piece
+        with suppress(ssl.SSLZeroReturnError):  # what read() says if we have sent one, too
+            while piece := await self._do(lambda: self.session.read(_CHUNK_BYTES)):
+                data += piece
         assert await super().ended() == b""
         return data
