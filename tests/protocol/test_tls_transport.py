@@ -157,7 +157,7 @@ async def test_client_that_reads_no_replies_is_not_read_from(
     greedy = await attached(served, trusting, receive_buffer=4096)
     greedy.send(*(request_bytes(nbd.READ, 0, MiB, cookie=i) for i in range(20_000)))
     connection = only_connection(served)
-    await until(lambda: not connection._writing and not connection._reading)
+    await until(lambda: not (connection._outbox.writable or connection._reading))
     sent = served.exports["disk"].counters.client_out
     held = connection._transport.get_write_buffer_size()
     assert held <= 1.01 * (transmission.UNSENT_BYTES_MAX + transmission.BYTES_AT_WORK_MAX)
@@ -178,7 +178,7 @@ async def test_client_that_reads_late_gets_everything(
     count = 300
     peer.send(*(request_bytes(nbd.READ, i * 512, OBJECT, cookie=i) for i in range(count)))
     connection = only_connection(served)
-    await until(lambda: not connection._writing)
+    await until(lambda: not connection._outbox.writable)
     cookies = set()
     for _ in range(count):
         cookie, error, data = await peer.reply(OBJECT)

@@ -38,7 +38,11 @@ class TlsPeer(Peer):
     async def encrypted(cls, served: Serving, context: ssl.SSLContext, source: str = "") -> Self:
         """A connection in the option phase, inside TLS."""
         peer = await cls.greeted(served, source)
-        await peer.start_tls(context)
+        try:
+            await peer.start_tls(context)
+        except BaseException:
+            await peer.close()
+            raise
         return peer
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
