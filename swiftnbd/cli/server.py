@@ -32,7 +32,12 @@ from swiftnbd.cli.server_options import (
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import log_for_server
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
-from swiftnbd.server.daemon import PidFile, run_detached, take_standard_streams
+from swiftnbd.server.daemon import (
+    PidFile,
+    fill_standard_streams,
+    run_detached,
+    take_standard_streams,
+)
 from swiftnbd.server.descriptors import connections_possible, raise_limit
 
 if TYPE_CHECKING:
@@ -216,4 +221,5 @@ async def load_exports(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
+    fill_standard_streams()
     run.leave(run.run(server, PROGRAM, argv))

@@ -71,16 +71,27 @@ def _detach(write_end: int) -> None:
         os.close(null)
 
 
+def fill_standard_streams() -> None:
+    """Open the null device where standard input, output or error are closed.
+
+    A socket would get the free number, and what is printed would get among a client's bytes.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def take_standard_streams() -> Connection:
     """Take standard input and output away from this process, for a client.
 
     What else reads or writes there from now on finds the null device: not one stray word may
     get among the client's bytes. The same goes for standard error if that is the client's, too.
     """
-    try:
-        receive, send = os.dup(0), os.dup(1)
-    except OSError:
-        raise ConfigError("--single needs standard input and output: one is closed") from None
+    if sys.__stdin__ is None or sys.__stdout__ is None:
+        raise ConfigError("--single needs standard input and output: one is closed")
+    receive, send = os.dup(0), os.dup(1)
     if os.isatty(receive) or os.isatty(send):
         raise ConfigError("--single needs a client on standard input and output, not a terminal")
     null = os.open(os.devnull, os.O_RDWR)

@@ -48,8 +48,9 @@ class StandardClient:
         for descriptor in (receive, send):
             os.set_blocking(descriptor, True)
         # daemons: one may wait for a client's next byte when there is no need of it any more
-        threading.Thread(target=_receive, args=(receive, theirs), daemon=True).start()
+        receiver = threading.Thread(target=_receive, args=(receive, theirs.dup()), daemon=True)
         self._sender = threading.Thread(target=_send, args=(theirs, send), daemon=True)
+        receiver.start()
         self._sender.start()
         return ours
 
@@ -61,21 +62,21 @@ class StandardClient:
 
 def _receive(source: int, sock: socket.socket) -> None:
     """From the client to the server, until the client has said all it will."""
-    with suppress(OSError):
-        while piece := os.read(source, _PIECE_BYTES):
-            sock.sendall(piece)
-    os.close(source)
-    with suppress(OSError):
+    with sock, suppress(OSError):
+        with suppress(OSError):
+            while piece := os.read(source, _PIECE_BYTES):
+                sock.sendall(piece)
+        os.close(source)
         sock.shutdown(socket.SHUT_WR)
 
 
 def _send(sock: socket.socket, target: int) -> None:
     """From the server to the client, until the server has closed or the client has gone."""
-    with suppress(OSError):
-        while piece := sock.recv(_PIECE_BYTES):
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(target, rest) :]
-    os.close(target)
-    with suppress(OSError):
+    with sock, suppress(OSError):
+        with suppress(OSError):
+            while piece := sock.recv(_PIECE_BYTES):
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(target, rest) :]
+        os.close(target)
         sock.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +119,35 @@ def test_signal_while_it_starts_ends_it_in_order(folder: Path, number: signal.Si
             connection.close()
     assert (process.returncode, errors) == (130, "swiftnbd-server: interrupted\n")
     assert not (folder / "pid").exists()
+
+
+@pytest.mark.parametrize("flags", [["-f"], []])
+def test_closed_standard_streams_do_not_become_a_clients_connection(
+    folder: Path, flags: list[str]
+) -> None:
+    """A cron job or an init may start it so; sockets would get the numbers 0 to 2."""
+    command = [sys.executable, script("swiftnbd-server"), *flags, "-a", "file:store", "-U", "sock"]
+    command += ["--pid-file", "pid", "-l", "log"]
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=folder
+    ) as process:
+        if not flags:
+            assert process.wait(SECONDS_MAX) == 0
+        client = NbdClient(connected(folder / "sock"))
+        assert client.list_exports() == [b"a disk"]
+        pid = int((folder / "pid").read_text())
+        descriptors = [os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)]
+        client.close()
+        end(pid)
+    assert descriptors == ["/dev/null"] * 3
+    assert (folder / "log").read_text().endswith(": swiftnbd: INFO: exiting\n")
+
+
+def connected(path: Path) -> socket.socket:
+    """Connect as soon as somebody listens there."""
+    connection = socket.socket(socket.AF_UNIX)
+    deadline = time.monotonic() + SECONDS_MAX
+    while connection.connect_ex(str(path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return connection

@@ -3,6 +3,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -14,6 +15,7 @@ from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.server import Server
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
+from tests.support.log_watch import Announce
 from tests.support.loopback import Serving, exports_of, serving, soon, until
 
 HANDSHAKE = (
@@ -94,12 +96,21 @@ async def test_e12_connect_and_reset_is_no_event(served: Serving) -> None:
     await served.check_full_service()
 
 
-@pytest.mark.expects_log(r"export '\\n\\x1b\[31m' does not exist")
-async def test_e24_strange_name_is_shown_escaped(served: Serving) -> None:
+@pytest.mark.parametrize(
+    "name", ["../x", "%64isk", "disk/", "Disk", "disk ", "\n\x1b[31m", "\u202eksid", "😀" * 256]
+)
+async def test_e24_name_is_matched_exactly_and_shown_escaped(
+    served: Serving, caplog: pytest.LogCaptureFixture, expects_log: Announce, name: str
+) -> None:
+    shown = f"export {name!r} does not exist"
+    expects_log(re.escape(shown))
     async with await served.greeted() as peer:
-        with pytest.raises(nbd.Refused, match=r"\\n\\x1b\[31m"):
-            await peer.go(b"\n\x1b[31m")
+        with pytest.raises(nbd.Refused) as caught:
+            await peer.go(name.encode())
+        assert (caught.value.kind, caught.value.text) == (nbd.ERR_UNKNOWN, shown)
         await peer.abort()
+    assert all(record.getMessage().replace(name, "").isprintable() for record in caplog.records)
+    await served.check_full_service()
 
 
 @pytest.mark.expects_log("does not exist")

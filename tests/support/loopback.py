@@ -78,7 +78,17 @@ class Peer:
         except BaseException:
             sock.close()
             raise
+        return await cls.on(sock)
+
+    @classmethod
+    async def on(cls, sock: socket.socket) -> Self:
+        """On a connected socket, of any family."""
+        sock.setblocking(False)
         return cls(*await asyncio.open_connection(sock=sock, limit=2**16))
+
+    @classmethod
+    async def connect_unix(cls, path: str) -> Self:
+        return cls(*await soon(asyncio.open_unix_connection(path, limit=2**16)))
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,15 +219,18 @@ class Serving:
 
     server: Server
     exports: dict[str, Export]
-    place: Place
+    places: list[Place]
 
     @property
     def port(self) -> int:
-        assert self.place.port is not None
-        return self.place.port
+        port = self.places[0].port
+        assert port is not None
+        return port
 
     async def connect(self, source: str = "", *, receive_buffer: int = 0) -> Peer:
         """A connection whose greeting has not been read."""
+        if path := self.places[0].path:
+            return await Peer.connect_unix(path)
         return await Peer.connect(self.port, source, receive_buffer=receive_buffer)
 
     async def greeted(self, source: str = "", flags: int = 3) -> Peer:
@@ -253,10 +266,16 @@ class Serving:
         await self.idle()
 
 
-def exports_of(*stores: Store, read_only: bool = False) -> list[Export]:
+def exports_of(*stores: Store, read_only: bool = False, multi_conn: bool = True) -> list[Export]:
     """Exports that lock without the wait for racers."""
     return [
-        Export(store.label.rpartition(":")[2], store, read_only, settle_seconds=0)
+        Export(
+            store.label.rpartition(":")[2],
+            store,
+            read_only,
+            settle_seconds=0,
+            multi_conn=multi_conn,
+        )
         for store in stores
     ]
 
@@ -273,9 +292,9 @@ async def serving(
     (await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)).close()
     tasks, descriptors = asyncio.all_tasks(), _descriptors()  # the loop has opened its own now
     server = Server({export.name: export for export in exports}, config)
-    (place, *_) = await server.start()
+    places = await server.start()
     try:
-        yield Serving(server, server._exports, place)  # type: ignore[arg-type]
+        yield Serving(server, server._exports, places)  # type: ignore[arg-type]
     finally:
         whole = await soon(server.stop())
     assert whole is stops_whole

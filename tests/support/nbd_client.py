@@ -71,16 +71,21 @@ class NbdClient:
 
     def __init__(
         self,
-        port: int,
+        port: int | socket.socket,
         *,
         host: str = "127.0.0.1",
         source: str = "",
         client_flags: int | None = 3,
         seconds_max: float = SECONDS_MAX,
     ) -> None:
-        bind = (source, 0) if source else None
-        self.socket = socket.create_connection((host, port), seconds_max, bind)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        """``port`` may also be a socket that is connected already."""
+        if isinstance(port, socket.socket):
+            self.socket = port
+            self.socket.settimeout(seconds_max)
+        else:
+            bind = (source, 0) if source else None
+            self.socket = socket.create_connection((host, port), seconds_max, bind)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.greeting_flags = 0
         self.client_flags = client_flags or 0
         self._cookie = 0

@@ -75,7 +75,7 @@ def test_sockets_handed_over_are_listened_on() -> None:
         (
             ["-p", "7"],
             (3,),
-            "sockets to listen on were handed over (LISTEN_FDS), so -p cannot be given",
+            "sockets to listen on were handed over (LISTEN_FDS), so -p cannot",
         ),
         (["-b", "::1", "-U", "-"], (3,), "so -b and -U cannot be given"),
         (["--run", "true"], (3,), "so --run cannot be given"),
