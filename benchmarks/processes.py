@@ -22,7 +22,7 @@ POLL_SECONDS = 0.01
 
 PACKAGES = {"fio": "fio", "nbdkit": "nbdkit", "nbdcopy": "libnbd-bin"}
 
-_URI = re.compile(r"^nbd://\S+$", re.MULTILINE)
+_URI = re.compile(r"^nbds?://\S+$", re.MULTILINE)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -21,7 +21,9 @@ from swiftnbd.store.checks import check_container_name
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
 SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 
-_KNOWN = frozenset({"username", "password", "read-only", "multi-conn", "allow", "deny", "authurl"})
+_KNOWN = frozenset(
+    {"username", "password", "read-only", "multi-conn", "allow", "deny", "tls", "authurl"}
+)
 _WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
     "": False,  # as if the key was not there
     "0": False,
@@ -116,7 +118,15 @@ def _export(path: str, section: configparser.SectionProxy, need_login: bool) -> 
         credentials=credentials,
         multi_conn=_word(path, section, "multi-conn", default=True),
         access=access,
+        tls_only=_tls_only(path, section),
     )
+
+
+def _tls_only(path: str, section: configparser.SectionProxy) -> bool:
+    value = section.get("tls", "").lower()
+    if value not in ("", "on", "require"):
+        raise ConfigError(f"{path}: tls of [{section.name}] is neither on nor require")
+    return value == "require"
 
 
 def _word(path: str, section: configparser.SectionProxy, key: str, *, default: bool) -> bool:

@@ -29,6 +29,7 @@ from swiftnbd.cli.server_options import (
     listen_options,
     process_options,
 )
+from swiftnbd.cli.tls import TlsOptions, tls_options
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import log_for_server
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
@@ -65,6 +66,12 @@ class Plan:
     pid_file: str | None = None
     command: str | None = None  # to run meanwhile
 
+    def is_tls_only(self, name: str) -> bool:
+        """Whether clients need TLS for the export ``name``."""
+        if self.server.tls is not None and self.server.tls.required:
+            return True
+        return any(export.tls_only for export in self.exports if export.name == name)
+
 
 @click.command(
     cls=GroupedCommand,
@@ -74,12 +81,14 @@ class Plan:
 @shared_options
 @listen_options
 @export_options
+@tls_options
 @handshake_options
 @process_options
 def server(
     options: SharedOptions,
     listen: ListenOptions,
     serving: ExportOptions,
+    encryption: TlsOptions,
     handshake: HandshakeOptions,
     process: ProcessOptions,
 ) -> int:
@@ -102,6 +111,7 @@ def server(
             handshake_seconds_max=handshake.handshake_timeout,
             access=serving.access,
             export_access={export.name: export.access for export in exports},
+            tls=encryption.config(exports),
         ),
         auth,
         exports,
@@ -136,7 +146,7 @@ async def _serve(plan: Plan, detach: Detach) -> int:
         if plan.command is None:  # else standard output is the command's
             for name in exports:
                 for place in places:
-                    click.echo(place.uri(name))
+                    click.echo(place.uri(name, encrypted=plan.is_tls_only(name)))
             sys.stdout.flush()
         detach()
 
@@ -166,9 +176,10 @@ def _captive(plan: Plan, names: Sequence[str], place: "Place") -> "Captive":
     from swiftnbd.server.captive import Captive
 
     name = names[0] if len(names) == 1 else ""
+    uri = place.uri(name, encrypted=plan.is_tls_only(name))
     environment = {
-        "uri": place.uri(name),
-        "nbd": place.uri(name),
+        "uri": uri,
+        "nbd": uri,
         "unixsocket": place.path,
         "port": str(place.port or ""),
         "exportname": name,
@@ -196,6 +207,7 @@ async def load_exports(
                 config.read_only,
                 plan.server.cache_bytes,
                 multi_conn=config.multi_conn,
+                tls_only=config.tls_only,
             )
             try:
                 await export.load()

@@ -33,16 +33,17 @@ class Place:
     def __str__(self) -> str:
         return f"Unix socket {self.path}" if self.path else f"{self.host} port {self.port}"
 
-    def uri(self, name: str) -> str:
+    def uri(self, name: str, *, encrypted: bool = False) -> str:
         """The NBD URI of an export here; a wildcard address is named by its loopback address."""
         export = quote(name, safe="")
+        scheme = "nbds" if encrypted else "nbd"
         if self.path:
-            return f"nbd+unix:///{export}?socket={quote(os.fsencode(self.path))}"
+            return f"{scheme}+unix:///{export}?socket={quote(os.fsencode(self.path))}"
         address = ipaddress.ip_address(self.host.partition("%")[0])
         if address.is_unspecified:
             address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
         shown = f"[{address}]" if address.version == 6 else str(address)
-        return f"nbd://{shown}:{self.port}/{export}"
+        return f"{scheme}://{shown}:{self.port}/{export}"
 
 
 class Listeners:

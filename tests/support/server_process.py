@@ -30,7 +30,7 @@ _BAD_LINE = re.compile(
     r"|Exception ignored|ResourceWarning"
 )
 _SLOW_CALLBACK = r"Executing .* took \d"  # asyncio's debug mode on a busy machine
-_URI = re.compile(r"nbd://(?P<address>.+):(?P<port>[0-9]+)/(?P<name>\S*)")
+_URI = re.compile(r"nbds?://(?P<address>.+):(?P<port>[0-9]+)/(?P<name>\S*)")
 
 
 def script(name: str) -> str:

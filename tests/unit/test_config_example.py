@@ -23,5 +23,5 @@ def test_example_is_valid(tmp_path: Path) -> None:
     path.write_text(uncommented)
     access = Access((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), (frozenset(Family),))
     assert load_secrets(str(path)) == (
-        ExportConfig("container_name", True, login, multi_conn=False, access=access),
+        ExportConfig("container_name", True, login, multi_conn=False, access=access, tls_only=True),
     )

@@ -55,6 +55,14 @@ def test_multi_conn_words(tmp_path: Path, text: str, multi_conn: bool) -> None:
     assert export.multi_conn is multi_conn
 
 
+@pytest.mark.parametrize(
+    ("text", "tls_only"), [("require", True), ("Require", True), ("on", False), ("", False)]
+)
+def test_tls_words(tmp_path: Path, text: str, tls_only: bool) -> None:
+    export = load_secrets(write(tmp_path, f"{ONE}tls = {text}\n"))[0]
+    assert export.tls_only is tls_only
+
+
 def test_rules_of_a_section_and_of_all(tmp_path: Path) -> None:
     text = f"[DEFAULT]\ndeny = all\n{ONE}allow = 192.0.2.7,\n  unix\n"
     assert load_secrets(write(tmp_path, text))[0].access == Access(
@@ -76,6 +84,8 @@ def test_rules_of_a_section_and_of_all(tmp_path: Path) -> None:
         (f"[disk]\nusername =\npassword = {SECRET}\n", ": [disk] has no username"),
         (f"{ONE}read-only = {SECRET}\n", ": read-only of [disk] is neither yes nor no"),
         (f"{ONE}multi-conn = {SECRET}\n", ": multi-conn of [disk] is neither yes nor no"),
+        (f"{ONE}tls = {SECRET}\n", ": tls of [disk] is neither on nor require"),
+        (f"{ONE}tls = off\n", ": tls of [disk] is neither on nor require"),
         (f"{ONE}allow = ::1, {SECRET}\n", ": allow of [disk] is no list of addresses, networks"),
         (f"{ONE}deny =\n", ": deny of [disk] is no list of addresses, networks"),
         (ONE.replace("disk", "a/b"), ": container name 'a/b' has a slash in it"),

@@ -16,6 +16,7 @@ from swiftnbd.server.listeners import Place
 )
 def test_uri_of_an_export_at_an_address(host: str, name: str, uri: str) -> None:
     assert Place(host, 7).uri(name) == uri
+    assert Place(host, 7).uri(name, encrypted=True) == uri.replace("nbd", "nbds", 1)
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,4 @@ def test_uri_of_an_export_at_an_address(host: str, name: str, uri: str) -> None:
 )
 def test_uri_of_an_export_at_a_unix_socket(path: str, name: str, uri: str) -> None:
     assert Place(path=path).uri(name) == uri
+    assert Place(path=path).uri(name, encrypted=True) == uri.replace("nbd", "nbds", 1)
