@@ -284,9 +284,10 @@ class Negotiation(asyncio.Protocol):
         self._handshake.feed(data)
         self._event.set()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
         self._gone = True
         self._event.set()
+        return True  # we close
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True

@@ -23,7 +23,7 @@ from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
 from swiftnbd.server.peers import Peer, peer_of
-from swiftnbd.server.sockets import close, keep_alive
+from swiftnbd.server.sockets import close, closed, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.stdio import StandardClient
 from swiftnbd.server.tls import server_tls
@@ -170,7 +170,7 @@ class Server:
             self._config,
             self._tls,
         )
-        task = asyncio.get_running_loop().create_task(self._serve(negotiation))
+        task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation))
         self._connections.add(task)
         self._admission.enter(peer)
         task.add_done_callback(partial(self._left, peer))
@@ -188,7 +188,8 @@ class Server:
             if name not in rules or rules[name].permits(origin)
         }
 
-    async def _serve(self, negotiation: Negotiation) -> None:
+    async def _serve(self, transport: asyncio.Transport, negotiation: Negotiation) -> None:
+        """Look after a connection until its socket is closed: till then it counts."""
         client = negotiation.client
         try:
             outcome = await self._negotiate(negotiation)
@@ -204,6 +205,7 @@ class Server:
             log.exception("%s: connection failed", client)
         finally:
             close(negotiation.transport)
+            await closed(transport)  # below TLS
             if self._standard is not None:  # there will be no other
                 self._stopping.set()
 

@@ -141,7 +141,10 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 self._ssl.unwrap()
             self._send_encrypted()
         self._state = _State.CLOSED
-        self._below.close()
+        close(self._below)
+
+    def can_write_eof(self) -> bool:
+        return False  # TLS 1.2 cannot; `close` says it
 
     def abort(self) -> None:
         self._state = _State.CLOSED

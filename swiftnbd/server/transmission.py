@@ -165,6 +165,7 @@ class Transmission(asyncio.BufferedProtocol):
     def _close_if_done(self) -> None:
         ending = self._ending or self._shutting_down
         if ending and not self._tasks and not self._transport.is_closing():
+            self._ending = True
             self._outbox.send()
             close(self._transport)
 
@@ -177,6 +178,9 @@ class Transmission(asyncio.BufferedProtocol):
         if self._incoming is not None:
             self._share.give(self._incoming.length)
             self._incoming = None
+        # now: what else refers to us may be found only by the next garbage collection
+        self._payload = self._buffer = bytearray()
+        self._view = memoryview(self._buffer)
         self._lost.set_result(None)
 
     def eof_received(self) -> bool:

@@ -229,6 +229,34 @@ async def test_range_that_wraps_is_refused(
     await served.check_full_service()
 
 
+async def test_payloads_that_never_come_take_no_more_than_the_budget(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E17: headers of large WRITEs, and a byte of payload now and then."""
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 16 * MiB)
+    count = 32
+    each = transmission.RECEIVE_BYTES + 128 * KiB  # and what asyncio takes for both its ends
+    async with serving(*exports_of(store)) as served:
+        with memory_comes_back(peak_max=16 * MiB + count * each + 4 * MiB):
+            peers = [await served.attached() for _ in range(count)]
+            for peer in peers:
+                peer.request(nbd.WRITE, 0, 4 * MiB, data=b"x")
+            await until(lambda: served.server._budget.wanted)
+            async with await served.attached() as honest:
+                for number in range(20):
+                    for peer in peers:
+                        peer.send(b"x")
+                    data = bytes([number]) * 512 * KiB
+                    await honest.write(0, data)
+                    assert await honest.read(0, len(data)) == data
+                await honest.ask(nbd.WRITE_ZEROES, 0, MiB)
+                await honest.disconnect()
+            for peer in peers:
+                await peer.reset()
+            del data, peer, peers
+            await served.check_full_service()
+
+
 async def test_replies_that_are_never_read_take_no_more_than_their_bounds(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,34 @@ async def test_requests_at_work_are_answered_before_the_connection_closes(
     await served.check_full_service()
 
 
+@pytest.mark.parametrize("more", [1, 100_000, 3_000_000])
+async def test_last_replies_arrive_whatever_the_client_sent_behind_disc(
+    served: Serving, more: int
+) -> None:
+    """Unread input makes the kernel reset a closed connection, and forget what it has not sent."""
+    async with await served.attached(receive_buffer=4096) as peer:
+        for number in range(10):
+            peer.request(nbd.READ, number * OBJECT, OBJECT)
+        peer.request(nbd.DISC)
+        peer.send(bytes(more))
+        (connection,) = served.server._transmissions
+        await until(lambda: connection._ending and not connection._tasks)
+        await asyncio.sleep(0.1)  # not synchronisation: a wrong close would do its harm now
+        assert len(await peer.ended()) == 10 * (16 + OBJECT)
+    await served.check_full_service()
+
+
+async def test_connection_that_is_closing_counts_until_it_is_closed(store: GatedStore) -> None:
+    """Or peers that never close their end could pile up."""
+    async with serving(*exports_of(store)) as served, await served.connect() as peer:
+        peer.send(b"nonsense")
+        assert await peer.ended() == b"NBDMAGICIHAVEOPT\0\3"
+        assert len(served.server._connections) == served.server._admission._total == 1
+        await served.idle()
+        assert served.server._admission._total == 0
+    await asyncio.sleep(0)
+
+
 async def test_half_close_in_the_handshake_still_gets_its_answer(served: Serving) -> None:
     async with await served.greeted() as peer:
         peer.send(b"IHAVEOPT\0\0\0\3\0\0\0\0")
