@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attach, cached, copying, memory
+from benchmarks import attach, cached, copying, eviction, memory
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
 from benchmarks.processes import PACKAGES, run, version
 from benchmarks.results import Missing, Results
@@ -22,6 +22,7 @@ MEASURES = {
     copying.PART: copying.measure,
     attach.PART: attach.measure,
     memory.PART: memory.measure,
+    eviction.PART: eviction.measure,
 }
 
 

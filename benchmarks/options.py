@@ -10,7 +10,7 @@ from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
-PARTS = ("cached", "copy", "attach", "memory")
+PARTS = ("cached", "copy", "attach", "memory", "eviction")
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 
 
