@@ -112,6 +112,10 @@ def server(
             access=serving.access,
             export_access={export.name: export.access for export in exports},
             tls=encryption.config(exports),
+            default_export=serving.default_export,
+            list_exports=not serving.no_list,
+            structured_replies=not handshake.no_sr,
+            mask_handshake=handshake.mask_handshake,
         ),
         auth,
         exports,
@@ -175,7 +179,7 @@ def _captive(plan: Plan, names: Sequence[str], place: "Place") -> "Captive":
     """The command of ``--run``, told where the server is the way nbdkit tells."""
     from swiftnbd.server.captive import Captive
 
-    name = names[0] if len(names) == 1 else ""
+    name = plan.server.default_export or (names[0] if len(names) == 1 else "")
     uri = place.uri(name, encrypted=plan.is_tls_only(name))
     environment = {
         "uri": uri,

@@ -50,6 +50,28 @@ def _rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
         raise click.BadParameter(str(error), ctx=ctx, param=param) from None
 
 
+def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """A click callback; click's own range lets NaN through."""
+    if not 0 < value <= _HANDSHAKE_SECONDS_MAX:
+        raise click.BadParameter(
+            f"{value} is no number of seconds up to {_HANDSHAKE_SECONDS_MAX:.0f}",
+            ctx=ctx,
+            param=param,
+        )
+    return value
+
+
+def _mask(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """A click callback for 16 bits, decimal or with 0x."""
+    try:
+        mask = int(value, 0)
+    except ValueError:
+        mask = -1
+    if not 0 <= mask <= 0xFFFF:
+        raise click.BadParameter(f"{value!r} is no number from 0 to 0xffff", ctx=ctx, param=param)
+    return mask
+
+
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
     """How clients reach the server. Methods raise ConfigError for what does not go together."""
@@ -153,12 +175,16 @@ class ExportOptions:
     """What clients may have."""
 
     read_only: bool
+    default_export: str | None
+    no_list: bool
     allow: tuple[Rule, ...]
     deny: tuple[Rule, ...]
     cache_limit: int
 
     def exports(self, found: tuple[ExportConfig, ...]) -> tuple[ExportConfig, ...]:
-        """The exports as these flags change them."""
+        """The exports as these flags change them. ConfigError if the default is none of them."""
+        if self.default_export not in (None, *(export.name for export in found)):
+            raise ConfigError(f"--default-export: there is no export {self.default_export!r}")
         if not self.read_only:
             return found
         return tuple(replace(export, read_only=True) for export in found)
@@ -182,6 +208,13 @@ export_options = flag_group(
     _export(
         "-r", "--read-only", is_flag=True, help="Export everything read-only, and lock nothing."
     ),
+    _export(
+        "-e",
+        "--default-export",
+        metavar="NAME",
+        help="What clients get that name no export (default: the export, if there is but one).",
+    ),
+    _export("--no-list", is_flag=True, help="Do not tell clients which exports there are."),
     _export(
         "--allow",
         metavar="NETWORKS",
@@ -214,6 +247,8 @@ class HandshakeOptions:
     """How the server talks with a client that has just connected."""
 
     handshake_timeout: float
+    no_sr: bool
+    mask_handshake: int
 
 
 _handshake = flags_of("How they are talked to")
@@ -223,11 +258,22 @@ handshake_options = flag_group(
     HandshakeOptions,
     _handshake(
         "--handshake-timeout",
-        type=click.FloatRange(0, _HANDSHAKE_SECONDS_MAX, min_open=True),
+        type=float,
+        callback=_seconds,
         metavar="SECONDS",
         default=HANDSHAKE_SECONDS_DEFAULT,
         show_default=True,
         help="Drop a client that takes longer to choose an export.",
+    ),
+    _handshake(
+        "--no-sr", is_flag=True, help="Offer no structured replies, to test how a client does."
+    ),
+    _handshake(
+        "--mask-handshake",
+        metavar="MASK",
+        callback=_mask,
+        default=f"{ServerConfig().mask_handshake:#x}",
+        help="Offer only these of the handshake flags, to test how a client does.",
     ),
 )
 

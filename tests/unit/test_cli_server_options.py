@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The server's own flags: what they add up to, and what does not go together."""
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import click
 import pytest
 
 from swiftnbd.cli.run import run
+from swiftnbd.cli.server import server
 from swiftnbd.cli.server_options import (
     ExportOptions,
+    HandshakeOptions,
     ListenOptions,
     export_options,
+    handshake_options,
     listen_options,
 )
 from swiftnbd.errors import ConfigError
@@ -23,6 +27,14 @@ from swiftnbd.server.config import (
     TcpAddress,
     UnixAddress,
 )
+
+
+def serving(*flags: str) -> ExportOptions:
+    """These flags, parsed."""
+    seen: list[ExportOptions] = []
+    command = click.command(export_options(lambda serving: seen.append(serving)))
+    assert run(command, "prog", flags) == 0
+    return seen[0]
 
 
 def listen(*flags: str) -> ListenOptions:
@@ -96,11 +108,8 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_flags_of_what_is_exported() -> None:
-    seen: list[ExportOptions] = []
-    command = click.command(export_options(lambda serving: seen.append(serving)))
     flags = ["-r", "-c", "8", "--allow", "192.0.2.0/24,::1", "--allow", "10.0.0.1", "--deny", "::1"]
-    assert run(command, "prog", flags) == 0
-    (options,) = seen
+    options = serving(*flags)
     assert options.cache_bytes == 8 * 1024 * 1024
     networks = [ip_network(text) for text in ("192.0.2.0/24", "::1", "10.0.0.1")]
     assert options.access == Access(tuple(networks), (ip_network("::1"),))
@@ -113,4 +122,73 @@ def test_flags_of_what_is_exported() -> None:
 
 def test_exports_stay_as_they_are_without_read_only() -> None:
     found = (ExportConfig("a"), ExportConfig("b", read_only=True))
-    assert ExportOptions(read_only=False, allow=(), deny=(), cache_limit=1).exports(found) == found
+    assert serving().exports(found) == found
+
+
+def test_default_export_has_to_be_one() -> None:
+    found = (ExportConfig("a"), ExportConfig("b"))
+    assert serving("-e", "b").exports(found) == found
+    with pytest.raises(ConfigError, match="--default-export: there is no export 'c'"):
+        serving("-e", "c").exports(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"), [("0", 0), ("0xffff", 0xFFFF), ("65535", 0xFFFF), ("0x1", 1)]
+)
+def test_mask_of_the_handshake(text: str, mask: int) -> None:
+    seen: list[HandshakeOptions] = []
+    command = click.command(handshake_options(lambda handshake: seen.append(handshake)))
+    flags = ["--mask-handshake", text, "--no-sr", "--handshake-timeout", "0.5"]
+    assert run(command, "prog", flags) == 0
+    assert run(command, "prog", []) == 0
+    assert seen == [HandshakeOptions(0.5, True, mask), HandshakeOptions(10.0, False, 0xFFFF)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["-p", "65536"], "Invalid value for '-p' / '--bind-port': 65536 is not in the range"),
+        (["-b", "::1,,::2"], "'-b' / '--bind-address': no address given"),
+        (["-U"], "Option '-U' requires an argument"),
+        (["--run"], "Option '--run' requires an argument"),
+        (["--allow", "me"], "'--allow': 'me' is neither an address"),
+        (["--deny", ""], "'--deny': '' is neither an address"),
+        (["--handshake-timeout", "0"], "'--handshake-timeout': 0.0 is no number of seconds"),
+        (["--handshake-timeout", "nan"], "'--handshake-timeout': nan is no number of seconds"),
+        (["--handshake-timeout", "inf"], "'--handshake-timeout': inf is no number of seconds"),
+        (["--handshake-timeout", "soon"], "'--handshake-timeout': 'soon' is not a valid float"),
+        (["--mask-handshake", "0x10000"], "'0x10000' is no number from 0 to 0xffff"),
+        (["--mask-handshake", "-1"], "'-1' is no number from 0 to 0xffff"),
+        (["--mask-handshake", "all"], "'all' is no number from 0 to 0xffff"),
+        (["-c", "0"], "'-c' / '--cache-limit': 0 is not in the range"),
+        (["-s", "--run", "true"], "--single serves what is connected already, so --run cannot"),
+        (["-s", "-U", "-"], "--single serves what is connected already, so -U cannot"),
+        (["-e", "none", "-a", "file:/nonexistent"], "no container is set up under /nonexistent"),
+    ],
+)
+def test_misused_flag_is_one_sentence_and_a_code(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(server, "swiftnbd-server", flags)
+    said = capsys.readouterr().err
+    assert code == (4 if "-e" in flags else 2)
+    assert said.startswith("swiftnbd-server: ")
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_help_shows_every_flag_under_a_title(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(server, "swiftnbd-server", ["--help"]) == 0
+    shown = capsys.readouterr().out
+    titles = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == [
+        "Where the containers are:",
+        "Where clients connect:",
+        "What they get:",
+        "Encryption:",
+        "How they are talked to:",
+        "The process:",
+        "Other:",
+    ]
+    for option in server.params:
+        assert all(re.search(rf"  {flag}\b|, {flag}\b", shown) for flag in option.opts)
