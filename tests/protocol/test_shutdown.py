@@ -12,6 +12,7 @@ from tests.support.gated_store import GatedStore
 from tests.support.loopback import (
     Serving,
     exports_of,
+    option_bytes,
     query_bytes,
     request_bytes,
     serving,
@@ -206,6 +207,35 @@ async def test_stop_while_a_client_attaches_lets_it_go_again(store: GatedStore) 
         assert await soon(stopping) is True
         assert store.holder == ""
         await peer.ended()
+
+
+async def test_handshake_after_the_end_began_is_refused_and_may_abort(store: GatedStore) -> None:
+    """Acceptance rows A1.12, E6."""
+    async with serving(*exports_of(store)) as served, await served.greeted() as peer:
+        stopping = asyncio.create_task(served.server.stop())
+        await until(lambda: not served.server._listeners._servers)
+        for option, data in [(nbd.GO, query_bytes(b"disk")), (nbd.LIST, b""), (99, b"data")]:
+            ((kind, text),) = await peer.option(option, data)
+            assert kind == nbd.ERR_SHUTDOWN
+            assert text == b"the server is shutting down"
+        await peer.abort()
+        assert await soon(stopping) is True
+    assert store.holder == ""
+
+
+async def test_choice_that_the_end_overtakes_is_refused(store: GatedStore) -> None:
+    """Acceptance row A1.12."""
+    async with serving(*exports_of(store)) as served, await served.greeted() as peer:
+        gate = store.gate("put swiftnbd/canary")
+        peer.send(option_bytes(nbd.GO, query_bytes(b"disk")))
+        await gate.reached()
+        stopping = asyncio.create_task(served.server.stop())
+        await asyncio.sleep(0)
+        gate.open()
+        assert await peer.replies(nbd.GO) == [(nbd.ERR_SHUTDOWN, b"the server is shutting down")]
+        await peer.abort()
+        assert await soon(stopping) is True
+    assert store.holder == ""
 
 
 @pytest.mark.expects_log("shutdown was cut short")

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 from swiftnbd.export.export import Export
@@ -20,7 +20,7 @@ from swiftnbd.server.listeners import Place
 from swiftnbd.server.server import Server
 from swiftnbd.store.base import Store
 from tests.support import nbd_client as nbd
-from tests.support.nbd_client import NbdError, Refused
+from tests.support.nbd_client import Chunk, NbdError, Refused
 
 SECONDS_MAX = 10.0
 
@@ -132,7 +132,7 @@ class Peer:
     async def replies(self, option: int) -> list[tuple[int, bytes]]:
         """The replies to one option, the final one included."""
         found: list[tuple[int, bytes]] = []
-        while not found or found[-1][0] in (nbd.SERVER, nbd.REP_INFO):
+        while not found or found[-1][0] in (nbd.SERVER, nbd.REP_INFO, nbd.META_CONTEXT):
             header = await self.receive(20)
             magic, answered, kind, length = struct.unpack(">QIII", header)
             assert (magic, answered) == (0x3E889045565A9, option)
@@ -179,6 +179,36 @@ class Peer:
         magic, error, cookie = struct.unpack(">IIQ", await self.receive(16))
         assert magic == 0x67446698, hex(magic)
         return cookie, error, b"" if error else await self.receive(length)
+
+    async def chunks(self) -> list[Chunk]:
+        """One whole reply, simple or structured; others must not be mixed with it."""
+        chunks: list[Chunk] = []
+        while not chunks or not chunks[-1].done:
+            magic = int.from_bytes(await self.receive(4))
+            if magic == 0x67446698:
+                error, cookie = struct.unpack(">IQ", await self.receive(12))
+                chunks.append(Chunk(-1, cookie, struct.pack(">I", error)))
+            else:
+                assert magic == 0x668E33EF, hex(magic)
+                chunk, length = Chunk.parse(await self.receive(Chunk.HEADER.size))
+                chunks.append(replace(chunk, data=await self.receive(length)))
+            assert chunks[-1].cookie == chunks[0].cookie
+        return chunks
+
+    async def ask_chunks(
+        self,
+        command: int,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        flags: int = 0,
+        data: bytes = b"",
+    ) -> list[Chunk]:
+        """One request and the chunks of its reply, errors or not."""
+        sent = self.request(command, offset, length, flags=flags, data=data)
+        chunks = await self.chunks()
+        assert chunks[0].cookie == sent
+        return chunks
 
     async def ask(
         self,

@@ -14,14 +14,15 @@ Every wait has a deadline (`SECONDS_MAX`): a hanging server fails a test, it doe
 
 import socket
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 SECONDS_MAX = 20.0
 
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY = 1, 2, 3, 5, 6, 7, 8
-ACK, SERVER, REP_INFO = 1, 2, 3
+LIST_META_CONTEXT, SET_META_CONTEXT = 9, 10
+ACK, SERVER, REP_INFO, META_CONTEXT = 1, 2, 3, 4
 ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_UNKNOWN, ERR_SHUTDOWN = (
     0x80000001,
     0x80000002,
@@ -34,18 +35,24 @@ INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 3, 4, 5, 6, 7
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 
-EIO, EPERM, EINVAL, ENOSPC, ESHUTDOWN = 5, 1, 22, 28, 108
+DONE = 1
+NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, ERROR, ERROR_OFFSET = 0, 1, 2, 5, 0x8001, 0x8002
+HOLE, ZERO = 1, 2
+
+EIO, EPERM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 5, 1, 22, 28, 75, 95, 108
 
 _OPTION_MAGIC = 0x49484156454F5054  # "IHAVEOPT"
 _REPLY_MAGIC = 0x0003E889045565A9
 
 
 class NbdError(Exception):
-    """An error reply to a request; ``number`` is the wire's error number."""
+    """An error reply to a request; ``number`` is the wire's, ``text`` from structured ones."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"the server answered error {number}")
+    def __init__(self, number: int, text: str = "", offset: int | None = None) -> None:
+        super().__init__(f"the server answered error {number}: {text}")
         self.number = number
+        self.text = text
+        self.offset = offset
 
 
 class Refused(Exception):
@@ -64,6 +71,74 @@ class ExportInfo:
     size: int = 0
     flags: int = 0
     items: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One structured reply chunk, or a simple reply as ``kind`` -1 with its error as data."""
+
+    kind: int
+    cookie: int
+    data: bytes = b""
+    done: bool = True
+
+    HEADER = struct.Struct(">HHQI")  # behind the magic
+
+    @classmethod
+    def parse(cls, header: bytes) -> tuple["Chunk", int]:
+        """A chunk without its data, and how much there is."""
+        flags, kind, cookie, length = cls.HEADER.unpack(header)
+        assert flags in (0, DONE), flags
+        assert kind in (NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, ERROR, ERROR_OFFSET), kind
+        return cls(kind, cookie, b"", bool(flags)), length
+
+    @property
+    def extents(self) -> list[tuple[int, int]]:
+        """Of a STATUS chunk: lengths and flags."""
+        assert self.kind == STATUS
+        assert len(self.data) > 4
+        return list(struct.iter_unpack(">II", self.data[4:]))
+
+    @property
+    def error(self) -> NbdError | None:
+        """What went wrong."""
+        if self.kind not in (ERROR, ERROR_OFFSET):
+            return None
+        number, length = struct.unpack_from(">IH", self.data)
+        rest = self.data[6 + length :]
+        assert len(rest) == (8 if self.kind == ERROR_OFFSET else 0)
+        text = self.data[6 : 6 + length].decode()
+        return NbdError(number, text, int.from_bytes(rest) if rest else None)
+
+
+def content_of(chunks: list[Chunk], offset: int, length: int) -> bytes:
+    """The bytes of a READ, put together; every one must be there just once."""
+    found: dict[int, bytes] = {}
+    for chunk in chunks:
+        if chunk.kind == NONE:
+            assert chunk.done
+            assert chunk.data == b""
+            continue
+        start = int.from_bytes(chunk.data[:8])
+        if chunk.kind == OFFSET_DATA:
+            found[start] = chunk.data[8:]
+        else:
+            assert chunk.kind == OFFSET_HOLE, chunk
+            assert len(chunk.data) == 12
+            found[start] = bytes(int.from_bytes(chunk.data[8:]))
+        assert found[start], "an empty chunk"
+    position = offset
+    for start in sorted(found):
+        assert start == position, "chunks must neither overlap nor leave gaps"
+        position += len(found[start])
+    assert position == offset + length
+    return b"".join(found[start] for start in sorted(found))
+
+
+def context_query(name: bytes, *queries: bytes) -> bytes:
+    """Data of LIST_META_CONTEXT and SET_META_CONTEXT."""
+    strings = b"".join(struct.pack(">I", len(each)) + each for each in queries)
+    return struct.pack(">I", len(name)) + name + struct.pack(">I", len(queries)) + strings
 
 
 class NbdClient:
@@ -88,6 +163,7 @@ class NbdClient:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.greeting_flags = 0
         self.client_flags = client_flags or 0
+        self.structured = False
         self._cookie = 0
         if client_flags is not None:
             self.greet(client_flags)
@@ -154,7 +230,7 @@ class NbdClient:
         """Send one option and collect its replies, the final ACK or error included."""
         self.send_option(option, data)
         replies = [self.receive_reply(option)]
-        while replies[-1][0] in (SERVER, REP_INFO):
+        while replies[-1][0] in (SERVER, REP_INFO, META_CONTEXT):
             replies.append(self.receive_reply(option))
         return replies
 
@@ -187,6 +263,17 @@ class NbdClient:
             info.items[item] = data[2:]
         info.size, info.flags = struct.unpack(">QH", info.items[INFO_EXPORT])
         return info
+
+    def structured_replies(self) -> None:
+        """STRUCTURED_REPLY. `Refused` if the server says no."""
+        _raise_if_refused(self.option(STRUCTURED_REPLY))
+        self.structured = True
+
+    def contexts(self, name: bytes, *queries: bytes, option: int = SET_META_CONTEXT) -> list[bytes]:
+        """Select (or list) metadata contexts: the names of those there are."""
+        replies = self.option(option, context_query(name, *queries))
+        _raise_if_refused(replies)
+        return [data[4:] for _, data in replies[:-1]]
 
     def export_name(self, name: bytes = b"") -> ExportInfo:
         """EXPORT_NAME, with the 124 zeros if this client did not say NO_ZEROES."""
@@ -222,6 +309,23 @@ class NbdClient:
         self.send(header + data)
         return cookie
 
+    def receive_chunks(self, cookie: int) -> list[Chunk]:
+        """The whole reply to the only request that is under way, simple or structured."""
+        chunks: list[Chunk] = []
+        while not chunks or not chunks[-1].done:
+            magic = int.from_bytes(self.receive(4))
+            if magic == 0x67446698:
+                assert not chunks
+                error, answered = struct.unpack(">IQ", self.receive(12))
+                chunk = Chunk(-1, answered, struct.pack(">I", error))
+            else:
+                assert magic == 0x668E33EF, hex(magic)
+                chunk, length = Chunk.parse(self.receive(Chunk.HEADER.size))
+                chunk = replace(chunk, data=self.receive(length))
+            assert chunk.cookie == cookie
+            chunks.append(chunk)
+        return chunks
+
     def receive_simple_reply(self, length: int = 0) -> tuple[int, int, bytes]:
         """Error number, cookie and, if there is no error, ``length`` bytes of data."""
         magic, error, cookie = struct.unpack(">IIQ", self.receive(16))
@@ -239,6 +343,13 @@ class NbdClient:
     ) -> bytes:
         """One request, one reply. `NbdError` if that is an error."""
         sent = self.send_request(command, offset, length, flags=flags, data=data)
+        if self.structured:
+            chunks = self.receive_chunks(sent)
+            raise_errors(chunks)
+            if command == READ:
+                return content_of(chunks, offset, length)
+            assert len(chunks) == 1, chunks
+            return chunks[0].data
         expected = length if command == READ else 0
         error, cookie, answer = self.receive_simple_reply(expected)
         assert cookie == sent, (cookie, sent)
@@ -258,6 +369,14 @@ class NbdClient:
     def trim(self, offset: int, length: int, flags: int = 0) -> None:
         self.request(TRIM, offset, length, flags=flags)
 
+    def status(self, offset: int, length: int, flags: int = 0) -> list[tuple[int, int]]:
+        """BLOCK_STATUS: the extents of the only context there is."""
+        sent = self.send_request(BLOCK_STATUS, offset, length, flags=flags)
+        chunks = self.receive_chunks(sent)
+        raise_errors(chunks)
+        assert len(chunks) == 1
+        return chunks[0].extents
+
     def flush(self) -> None:
         self.request(FLUSH)
 
@@ -269,6 +388,15 @@ class NbdClient:
         self.send_request(DISC)
         assert self.closed_by_server()
         self.close()
+
+
+def raise_errors(chunks: list[Chunk]) -> None:
+    """Raise the error that a reply contains."""
+    for chunk in chunks:
+        if chunk.kind == -1 and any(chunk.data):
+            raise NbdError(int.from_bytes(chunk.data))
+        if (error := chunk.error) is not None:
+            raise error
 
 
 def _raise_if_refused(replies: list[tuple[int, bytes]]) -> None:
