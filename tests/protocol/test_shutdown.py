@@ -235,6 +235,7 @@ async def test_choice_that_the_end_overtakes_is_refused(store: GatedStore) -> No
         assert await peer.replies(nbd.GO) == [(nbd.ERR_SHUTDOWN, b"the server is shutting down")]
         await peer.abort()
         assert await soon(stopping) is True
+        assert served.exports["disk"].connections == 0
     assert store.holder == ""
 
 
