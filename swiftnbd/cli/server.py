@@ -65,6 +65,7 @@ class Plan:
     exports: tuple[ExportConfig, ...]
     pid_file: str | None = None
     command: str | None = None  # to run meanwhile
+    prints_uris: bool = True
 
     def is_tls_only(self, name: str) -> bool:
         """Whether clients need TLS for the export ``name``."""
@@ -102,6 +103,7 @@ def server(
     log_for_server(verbose=options.verbose, syslog=process.syslog, log_file=process.log_file)
     auth = options.auth()
     exports = serving.exports(options.exports(auth))
+    # whoever has started us in such a way waits for us, and standard output is theirs
     is_captive = bool(listen.single or listen.run or handed_over)
     plan = Plan(
         ServerConfig(
@@ -121,6 +123,7 @@ def server(
         exports,
         process.pid_file or (None if is_captive else PID_FILE_DEFAULT),
         listen.run,
+        prints_uris=not is_captive,
     )
     is_logged_elsewhere = process.syslog or process.log_file is not None
 
@@ -147,7 +150,7 @@ async def _serve(plan: Plan, detach: Detach) -> int:
     from swiftnbd.server.server import Server
 
     def ready(places: "Sequence[Place]") -> None:
-        if plan.command is None:  # else standard output is the command's
+        if plan.prints_uris:
             for name in exports:
                 for place in places:
                     click.echo(place.uri(name, encrypted=plan.is_tls_only(name)))

@@ -30,10 +30,12 @@ PACKAGES = {
     "nbd-client": "nbd-client",
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
+    "nbdsh": "python3-libnbd",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "rsync": "rsync",
+    "systemd-socket-activate": "systemd",
     "umount": "mount",
 }
 
@@ -62,11 +64,22 @@ def run(
     check: bool = True,
     cwd: Path | None = None,
     given: str = "",
+    path: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with ``given`` as its input; what it said is in the failure if it fails."""
+    """Run a program with ``given`` as its input; what it said is in the failure if it fails.
+
+    ``path`` is where it finds programs itself, if not where we do.
+    """
     command = [str(find(program)), *map(str, arguments)]
     done = subprocess.run(
-        command, input=given, capture_output=True, text=True, timeout=seconds, check=False, cwd=cwd
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"PATH": path} if path else None,
     )
     if check and done.returncode:
         pytest.fail(
@@ -74,6 +87,11 @@ def run(
             pytrace=True,
         )
     return done
+
+
+def nbdsh(script: str) -> str:
+    """Run a script of libnbd's shell; its output. It needs Debian's own Python."""
+    return run("nbdsh", "-c", script, path=os.defpath).stdout
 
 
 class Output:
