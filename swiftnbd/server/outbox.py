@@ -23,6 +23,8 @@ class Outbox:
         self._transport: asyncio.Transport
         self._cost = 0  # bytes of the share that leave with the pieces
         self._unsent = 0  # bytes of the share that are in the transport
+        self._stuck = 0  # bytes that were put into the transport which it still held when it paused
+        self._taken_before = 0
         self._send_scheduled = False
 
     def start(self, transport: asyncio.Transport) -> None:
@@ -44,7 +46,12 @@ class Outbox:
     def send(self) -> None:
         """Hand what is queued to the transport."""
         if self.pieces and not self._transport.is_closing():
-            self._transport.writelines(self.pieces)
+            if self.writable:
+                self._transport.writelines(self.pieces)
+            else:
+                before = self._transport.get_write_buffer_size()
+                self._transport.writelines(self.pieces)
+                self._stuck += self._transport.get_write_buffer_size() - before
         self.pieces.clear()
         cost, self._cost = self._cost, 0
         if self.writable:
@@ -55,9 +62,18 @@ class Outbox:
     def pause(self) -> None:
         """The transport holds more than it should."""
         self.writable = False
+        self._stuck = self._transport.get_write_buffer_size()
 
     def resume(self) -> None:
         """The transport has sent most of what it held, or will send no more."""
+        self._taken_before = self.taken
         self.writable = True
         unsent, self._unsent = self._unsent, 0
         self._share.give(unsent)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the client has taken, of those for which it had to be waited for."""
+        if self.writable:
+            return self._taken_before
+        return self._taken_before + self._stuck - self._transport.get_write_buffer_size()

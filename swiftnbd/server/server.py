@@ -22,6 +22,7 @@ from swiftnbd.server.captive import Captive
 from swiftnbd.server.config import ServerConfig
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
+from swiftnbd.server.patience import Patience
 from swiftnbd.server.peers import Peer, peer_of
 from swiftnbd.server.sockets import close, closed, keep_alive
 from swiftnbd.server.stats import log_stats_forever
@@ -52,6 +53,8 @@ class Server:
         self._connections: set[asyncio.Task[None]] = set()
         self._negotiations: set[Negotiation] = set()
         self._transmissions: dict[Transmission, Export] = {}
+        self._patience = Patience(self._budget)
+        self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
 
@@ -84,6 +87,8 @@ class Server:
     async def start(self) -> list[Place]:
         """Listen, and return where."""
         places = await self._listeners.open(self._config.listen)
+        watch = self._patience.watch_forever(self._transmissions.keys())
+        self._watch = asyncio.get_running_loop().create_task(watch)
         for place in places:
             log.info("serving on %s", place)
         if self._config.connection is not None:
@@ -109,6 +114,9 @@ class Server:
             self._forced.set()
             orderly.cancel()
             await asyncio.gather(orderly, return_exceptions=True)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
         whole = [self._report_loss(export) for export in self._exports.values()]
         log.info("exiting")
         return all(whole)

@@ -54,7 +54,9 @@ from swiftnbd.protocol.requests import (
     check,
 )
 from swiftnbd.server.budget import Budget, Share
+from swiftnbd.server.incoming import Incoming
 from swiftnbd.server.outbox import Outbox
+from swiftnbd.server.patience import Progress
 from swiftnbd.server.perform import Described, bytes_held, failure_text, perform
 from swiftnbd.server.sockets import close, peer_has_closed
 from swiftnbd.store.base import Buffer
@@ -102,10 +104,8 @@ class Transmission(asyncio.BufferedProtocol):
         self._buffer = bytearray(RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
-        # the WRITE whose payload is being received, and where the next bytes go
-        self._incoming: Request | None = None
-        self._payload = bytearray()
-        self._received = 0
+        self._incoming: Incoming | None = None
+        self._payloads_received = 0  # bytes of those that came this way
         self._to_skip = 0  # of the payload of a refused WRITE
         self._replies: Replies = StructuredReplies(is_hole) if shape.structured else SimpleReplies()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +115,9 @@ class Transmission(asyncio.BufferedProtocol):
         self._reading = True
         self._ending = False
         self._shutting_down = False
+
+    def __str__(self) -> str:
+        return self._peer
 
     # Life
 
@@ -176,11 +179,10 @@ class Transmission(asyncio.BufferedProtocol):
         self._share.close()
         self._outbox.resume()
         if self._incoming is not None:
-            self._share.give(self._incoming.length)
+            self._share.give(self._incoming.request.length)
             self._incoming = None
         # now: what else refers to us may be found only by the next garbage collection
-        self._payload = self._buffer = bytearray()
-        self._view = memoryview(self._buffer)
+        self._buffer, self._view = bytearray(), memoryview(b"")
         self._lost.set_result(None)
 
     def eof_received(self) -> bool:
@@ -195,6 +197,14 @@ class Transmission(asyncio.BufferedProtocol):
         return True
 
     # Back-pressure
+
+    def progress(self) -> Progress | None:
+        """How far the client has come with what it has to do before anything goes on."""
+        if self._incoming is None and self._outbox.writable:
+            return None
+        received = self._incoming.received if self._incoming else 0
+        moved = self._payloads_received + received + self._outbox.taken
+        return Progress(moved, self._share.shared)
 
     def pause_writing(self) -> None:
         self._outbox.pause()
@@ -226,7 +236,7 @@ class Transmission(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._incoming is not None:
-            return memoryview(self._payload)[self._received :]
+            return self._incoming.space()
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start:
@@ -238,11 +248,10 @@ class Transmission(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._incoming is None:
             self._end += nbytes
+        elif not self._incoming.add(nbytes):
+            return
         else:
-            self._received += nbytes
-            if self._received < len(self._payload):
-                return
-            self._received_payload()
+            self._received_payload(self._incoming)
         self._parse()
 
     def _parse(self) -> None:
@@ -376,16 +385,12 @@ class Transmission(asyncio.BufferedProtocol):
         if here == request.length:
             self._work(request, bytes(payload))
             return
-        self._payload = bytearray(request.length)
-        self._payload[:here] = payload
-        self._received = here
-        self._incoming = request
+        self._incoming = Incoming(request, payload)
 
-    def _received_payload(self) -> None:
+    def _received_payload(self, incoming: Incoming) -> None:
         """Carry out the WRITE whose payload is complete now; at once, if that is possible."""
-        assert self._incoming is not None
-        request, self._incoming = self._incoming, None
-        payload, self._payload = self._payload, bytearray()
+        request, payload, self._incoming = incoming.request, incoming.payload, None
+        self._payloads_received += request.length
         if self._shutting_down:
             reply = self._replies.failure(request, Error.ESHUTDOWN, _SHUTTING_DOWN)
         elif (

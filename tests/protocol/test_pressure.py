@@ -9,6 +9,7 @@ import pytest
 
 from swiftnbd.server import server as server_module
 from swiftnbd.server import transmission
+from swiftnbd.server.patience import PACE_SECONDS, STALLED_SECONDS_MAX
 from swiftnbd.server.transmission import RECEIVE_BYTES, Transmission
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
@@ -188,6 +189,133 @@ async def test_large_request_is_not_starved_by_those_who_ask_for_little(
         for peer in (*others, patient):
             await peer.reset()
         await served.check_full_service()
+
+
+TOO_SLOW = "cut off: others wait for the [0-9]+ bytes it holds, and it is too slow"
+DEAD = "cut off: it has not moved for 300 s"
+
+
+class Clock:
+    """Lets the server look at its connections, as if so much time had passed."""
+
+    def __init__(self, served: Serving) -> None:
+        self._served = served
+        self._now = 0.0
+
+    def look(self, seconds: float = 0.0) -> None:
+        self._now += seconds
+        server = self._served.server
+        server._patience.check(server._transmissions.keys(), self._now)
+
+
+@pytest.mark.expects_log(TOO_SLOW)
+async def test_slow_writers_that_hold_the_budget_are_cut_off_when_others_wait(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E17: until then a larger request than a connection's own bytes would wait for ever."""
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 8 * MiB)
+    async with serving(*exports_of(store)) as served:
+        clock = Clock(served)
+        slow = [await served.attached() for _ in range(4)]
+        for peer in slow:
+            peer.request(nbd.WRITE, 0, 4 * MiB, data=b"x" * 100)
+        await until(lambda: served.server._budget.left < 3 * MiB)
+        clock.look()
+        clock.look(100)  # nobody waits, nobody is cut off
+        assert len(served.server._transmissions) == 4
+        async with await served.attached() as honest:
+            honest.request(nbd.READ, 0, 4 * MiB, cookie=7)
+            await until(lambda: served.server._budget.wanted)
+            clock.look()
+            for peer in slow:
+                peer.send(b"x" * 1000)
+            clock.look(PACE_SECONDS)
+            assert await honest.reply(4 * MiB) == (7, 0, bytes(4 * MiB))
+            await honest.disconnect()
+        for peer in slow:
+            await peer.close()
+        await served.check_full_service()
+
+
+@pytest.mark.expects_log(TOO_SLOW)
+async def test_client_that_never_reads_is_cut_off_when_others_wait(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E18."""
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 8 * MiB)
+    async with serving(*exports_of(store)) as served:
+        clock = Clock(served)
+        greedy = await served.attached(receive_buffer=4096)
+        for _ in range(10):
+            greedy.request(nbd.READ, 0, 4 * MiB)
+        connection = await stalled(served)
+        await until(lambda: not connection._outbox.writable)
+        async with await served.attached() as honest:
+            honest.request(nbd.READ, 0, 8 * MiB, cookie=7)
+            await until(lambda: served.server._budget.wanted)
+            clock.look()
+            clock.look(PACE_SECONDS)
+            assert await honest.reply(8 * MiB) == (7, 0, bytes(8 * MiB))
+            await honest.disconnect()
+        await greedy.reset()
+        await served.check_full_service()
+
+
+async def test_slow_reader_at_a_fair_pace_is_not_cut_off_though_others_wait(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 8 * MiB)
+    count = 12
+    async with serving(*exports_of(store)) as served:
+        clock = Clock(served)
+        slow = await served.attached(receive_buffer=4096)
+        for _ in range(count):
+            slow.request(nbd.READ, 0, 4 * MiB)
+        connection = await stalled(served)
+        await until(lambda: not connection._outbox.writable)
+        honest = await served.attached()
+        honest.request(nbd.READ, 0, 8 * MiB, cookie=7)
+        await until(lambda: served.server._budget.wanted)
+        answer = asyncio.create_task(honest.reply(8 * MiB))
+        clock.look()
+        for _ in range(count):
+            await slow.reply(4 * MiB)
+            clock.look(PACE_SECONDS)
+        assert await answer == (7, 0, bytes(8 * MiB))
+        for peer in (slow, honest):
+            await peer.disconnect()
+        await served.check_full_service()
+
+
+@pytest.mark.expects_log(DEAD)
+@pytest.mark.parametrize("what", ["payload", "replies"])
+async def test_client_that_stops_in_the_middle_is_cut_off_in_the_end(
+    served: Serving, what: str
+) -> None:
+    """E17, E18: even if nobody needs what it holds."""
+    clock = Clock(served)
+    async with await served.attached(receive_buffer=4096) as peer:
+        if what == "payload":
+            peer.request(nbd.WRITE, 0, MiB, data=b"x")
+        else:
+            peer.send(*(request_bytes(nbd.READ, 0, MiB) for _ in range(100)))
+        connection = only_connection(served)
+        await until(lambda: connection.progress() is not None)
+        await asyncio.sleep(0.05)  # not synchronisation: let the kernel take what it takes
+        clock.look()
+        clock.look(STALLED_SECONDS_MAX)
+        await served.idle()
+    await served.check_full_service()
+
+
+async def test_idle_client_is_never_cut_off(served: Serving) -> None:
+    clock = Clock(served)
+    async with await served.attached() as peer:
+        await peer.read(0, 4)
+        for _ in range(10):
+            clock.look(STALLED_SECONDS_MAX)
+        await peer.read(0, 4)
+        await peer.disconnect()
 
 
 async def test_export_whose_store_hangs_cannot_use_up_the_budget_of_another(
