@@ -170,7 +170,7 @@ async def test_payload_that_is_complete_too_late_gets_eshutdown(device: ByteDevi
         await at_work(direct, device)
         late = write(0, b"late" * 100_000, cookie=2)
         direct.peer.send(late[:-1])
-        await until(lambda: direct.transmission._received == 399_999)
+        await until(lambda: (direct.transmission.progress() or (0,))[0] == 399_999)
         direct.transmission.shut_down()
         direct.peer.send(late[-1:])
         assert refused_with((await replies(direct, 1))[2], nbd.ESHUTDOWN)
