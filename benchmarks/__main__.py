@@ -12,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attach, cached, copying, eviction, memory
+from benchmarks import attach, cached, copying, eviction, memory, tls
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
 from benchmarks.processes import PACKAGES, run, version
 from benchmarks.results import Missing, Results
 
 MEASURES = {
     cached.PART: cached.measure,
+    tls.PART: tls.measure,
     copying.PART: copying.measure,
     attach.PART: attach.measure,
     memory.PART: memory.measure,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
-PARTS = ("cached", "copy", "attach", "memory", "eviction")
+PARTS = ("cached", "tls", "copy", "attach", "memory", "eviction")
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 
 
@@ -22,6 +22,7 @@ class Options:
     cached_pairs: int
     copy_pairs: int
     seconds: float
+    tls_bytes: int
     copy_bytes: int
     memory_bytes: int
     object_sizes: tuple[int, ...]
@@ -43,7 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         description="Measure swiftnbd against peers, in interleaved pairs.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
-    parser.add_argument("--pairs", type=int, help="of every comparison (cached 9, copy 5)")
+    parser.add_argument("--pairs", type=int, help="of every comparison (cached and tls 9, copy 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each fio run (3)")
     parser.add_argument("--copy-mib", type=int, default=128, help="to copy each time (128)")
     parser.add_argument("--memory-mib", type=int, default=1024, help="to copy for memory (1024)")
@@ -65,6 +66,7 @@ def _options(given: argparse.Namespace) -> Options:
         cached_pairs=given.pairs or (1 if quick else 9),
         copy_pairs=given.pairs or (1 if quick else 5),
         seconds=1.0 if quick else given.seconds,
+        tls_bytes=(16 if quick else 256) * MIB,
         copy_bytes=(16 if quick else given.copy_mib) * MIB,
         memory_bytes=(96 if quick else given.memory_mib) * MIB,
         object_sizes=tuple(size * KIB for size in given.object_kib),

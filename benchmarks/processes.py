@@ -20,7 +20,11 @@ STOP_SECONDS_MAX = 120.0  # writing back may take long
 PROGRAM_SECONDS_MAX = 1800.0
 POLL_SECONDS = 0.01
 
-PACKAGES = {"fio": "fio", "nbdkit": "nbdkit", "nbdcopy": "libnbd-bin"}
+PACKAGES = {
+    "fio": "fio",
+    "nbdkit": "nbdkit",
+    "nbdcopy": "libnbd-bin",
+}
 
 _URI = re.compile(r"^nbds?://\S+$", re.MULTILINE)
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -139,11 +143,11 @@ def swiftnbd_server(workdir: Path, cache_mib: int, *arguments: str) -> Server:
 
 
 @contextmanager
-def nbdkit_memory(workdir: Path, size: int) -> Iterator[str]:
+def nbdkit_memory(workdir: Path, size: int, *flags: str) -> Iterator[str]:
     """nbdkit's memory plugin; its URI."""
     port = _free_port()
-    command = [find("nbdkit"), "-f", "-i", "127.0.0.1", "-p", str(port), "memory", str(size)]
-    with Process(command, workdir) as nbdkit:
+    command = [find("nbdkit"), "-f", "-i", "127.0.0.1", "-p", str(port), *flags]
+    with Process([*command, "memory", str(size)], workdir) as nbdkit:
         nbdkit.wait_for(lambda: _answers(port))
         yield f"nbd://127.0.0.1:{port}"
 

@@ -44,7 +44,7 @@ class Pair:
 
     def write(self, folder: Path, kind: str) -> None:
         """``kind`` is "server" or "client": nbdkit's and qemu's names."""
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{kind}-cert.pem").write_bytes(self.certificate.public_bytes(_PEM))
         write_private(folder / f"{kind}-key.pem", self.key_bytes())
 
@@ -73,7 +73,7 @@ class Authority:
 
     def write(self, folder: Path) -> None:
         """Its certificate, as ca-cert.pem."""
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "ca-cert.pem").write_bytes(self.certificate.public_bytes(_PEM))
 
     def issue(
