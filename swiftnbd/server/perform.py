@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Carrying out one checked request on a device: where NBD's commands meet its methods."""
+"""Carrying out checked requests on a device: where NBD's commands meet its methods."""
 
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.device import EXTENTS_MAX, Device
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import BlockState, Command, CommandFlag, Error
 from swiftnbd.protocol.contexts import ALLOCATION, CONTEXT_IDS
+from swiftnbd.protocol.errors import wire_error
 from swiftnbd.protocol.replies import Replies, status_reply
 from swiftnbd.protocol.requests import Request
+from swiftnbd.server.budget import Share
+from swiftnbd.server.outbox import Outbox
 from swiftnbd.store.base import Buffer
 
 EXTENT_BYTES_MAX = 2**32 - 512  # what 32 bits can say, in whole sectors
@@ -20,6 +30,83 @@ _FAILURES = {
     Error.ENOTSUP: "it would not be faster than writing",
     Error.ESHUTDOWN: "the export has ended",
 }
+
+log = logging.getLogger(__name__)
+
+
+class AtWork:
+    """The requests of one connection that are at work on its device, each as a task.
+
+    ``unbegun`` are those that the device has not been given yet. ``worked`` is called whenever
+    one is done, its reply queued and its bytes of the ``share`` on their way back.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        replies: Replies,
+        outbox: Outbox,
+        share: Share,
+        counters: Counters,
+        peer: str,
+        worked: Callable[[], None],
+    ) -> None:
+        self.unbegun: deque[Request] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._device = device
+        self._replies = replies
+        self._outbox = outbox
+        self._share = share
+        self._counters = counters
+        self._peer = peer
+        self._worked = worked
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def would_overtake(self, offset: int, length: int) -> bool:
+        """Whether a request on these bytes came before, and the device does not know it yet."""
+        end = offset + length
+        return any(
+            earlier.offset < end and offset < earlier.offset + earlier.length
+            for earlier in self.unbegun
+        )
+
+    def begin(self, request: Request, payload: Buffer) -> None:
+        """Carry out a checked request that has taken its bytes."""
+        self.unbegun.append(request)
+        task = asyncio.get_running_loop().create_task(self._serve(request, payload))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._done, request))
+
+    async def cancel(self) -> None:
+        """Return when nothing is at work any more, and nothing of it will ever happen."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _done(self, request: Request, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # perhaps before its first step
+            self._share.give(bytes_held(request))
+        self._worked()
+
+    async def _serve(self, request: Request, payload: Buffer) -> None:
+        begun = self.unbegun.popleft()
+        assert begun is request, "tasks begin in the order in which they were made"
+        described = Described(request)
+        log.debug("%s: %s", self._peer, described)
+        try:
+            reply = await perform(self._device, request, payload, self._replies, self._counters)
+        except SwiftnbdError as error:
+            number = wire_error(error.errno, request)
+            level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
+            log.log(level, "%s: %s failed: %s", self._peer, described, error)
+            reply = self._replies.failure(request, number, failure_text(request, number))
+        except Exception:
+            log.exception("%s: %s failed", self._peer, described)
+            reply = self._replies.failure(request, Error.EIO, failure_text(request, Error.EIO))
+        self._outbox.add(reply, bytes_held(request))
 
 
 async def perform(

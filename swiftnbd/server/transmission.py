@@ -9,8 +9,9 @@ its own buffer and handed on when complete, so nobody ever sees half of it.
 
 Order: the device gets the requests on any one byte in the order in which they came. Tasks begin
 in that order, and what could be done at once becomes a task too if it would overtake one that
-has not begun. What the device makes of requests that are at work together is its own affair:
-a client that cares which of two comes last waits for the first one's reply.
+has not begun. Each block is read and changed atomically, so overlapping writes do not tear; but
+which of two that are at work together comes last is the device's affair: a client that cares
+waits for the first one's reply.
 
 What bounds it: requests and bytes at work per connection, bytes at work per server (`Budget`),
 requests parsed per turn of the event loop (so that a flood on one connection leaves time for the
@@ -20,11 +21,10 @@ from either. Over a bound the connection *stalls*: it stops reading until there 
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from errno import ESHUTDOWN
 
-from swiftnbd.errors import ExportError, ProtocolError, SwiftnbdError
+from swiftnbd.errors import ExportError, ProtocolError
 from swiftnbd.export.device import Device, is_hole
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import (
@@ -57,9 +57,8 @@ from swiftnbd.server.budget import Budget, Share
 from swiftnbd.server.incoming import Incoming
 from swiftnbd.server.outbox import Outbox
 from swiftnbd.server.patience import Progress
-from swiftnbd.server.perform import Described, bytes_held, failure_text, perform
+from swiftnbd.server.perform import AtWork, bytes_held
 from swiftnbd.server.sockets import close, peer_has_closed
-from swiftnbd.store.base import Buffer
 
 RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payloads bypass it
 REQUESTS_AT_WORK_MAX = 256  # per connection; the kernel client has 128 in flight, nbdcopy 64
@@ -67,13 +66,14 @@ BYTES_AT_WORK_MAX = 64 * 1024 * 1024  # per connection: two requests of the larg
 OWN_BYTES = 1024 * 1024  # of these, whatever others hold: requests of ordinary size go on
 FAST_READ_BYTES_MAX = 256 * 1024  # larger cached reads take from the budget like all others
 REQUESTS_PER_TURN_MAX = 512  # about 5 ms of cache hits, then the other connections have a turn
+ANSWER_SECONDS_MAX = 90.0  # for all that a client which sends no more has asked for
 WRITE_BATCH_BYTES = 1024 * 1024  # replies collected before they are handed to the transport
 UNSENT_BYTES_MAX = 2 * 1024 * 1024  # in the transport before we stop reading from this client
 
 _HEADER_BYTES = REQUEST.size
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
-_DONE, _OFFSET_DATA = int(ReplyFlag.DONE), int(ChunkType.OFFSET_DATA)
+_STRUCTURED, _DONE, _DATA = STRUCTURED_REPLY_MAGIC, int(ReplyFlag.DONE), int(ChunkType.OFFSET_DATA)
 _SHUTTING_DOWN = "the server is shutting down"
 
 log = logging.getLogger(__name__)
@@ -108,13 +108,15 @@ class Transmission(asyncio.BufferedProtocol):
         self._payloads_received = 0  # bytes of those that came this way
         self._to_skip = 0  # of the payload of a refused WRITE
         self._replies: Replies = StructuredReplies(is_hole) if shape.structured else SimpleReplies()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._unbegun: deque[Request] = deque()  # those of tasks before their first step
         self._share = Share(budget, BYTES_AT_WORK_MAX, OWN_BYTES, self._go_on)
         self._outbox = Outbox(self._share)
+        self._at_work = AtWork(
+            device, self._replies, self._outbox, self._share, counters, peer, self._worked
+        )
         self._reading = True
         self._ending = False
         self._shutting_down = False
+        self._last_call: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
         return self._peer
@@ -138,9 +140,7 @@ class Transmission(asyncio.BufferedProtocol):
         try:
             await asyncio.shield(self._lost)  # whoever cancels us must not cancel that
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._at_work.cancel()
             self.ended.set()
 
     @property
@@ -167,7 +167,7 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _close_if_done(self) -> None:
         ending = self._ending or self._shutting_down
-        if ending and not self._tasks and not self._transport.is_closing():
+        if ending and not self._at_work and not self._transport.is_closing():
             self._ending = True
             self._outbox.send()
             close(self._transport)
@@ -176,6 +176,8 @@ class Transmission(asyncio.BufferedProtocol):
         if exc is not None:
             log.info("%s: connection lost: %s", self._peer, exc)
         self._ending = True
+        if self._last_call is not None:
+            self._last_call.cancel()
         self._share.close()
         self._outbox.resume()
         if self._incoming is not None:
@@ -186,13 +188,15 @@ class Transmission(asyncio.BufferedProtocol):
         self._lost.set_result(None)
 
     def eof_received(self) -> bool:
-        """The client may still read, so what is at work is answered.
+        """The client may still read, so what is at work is answered, within limits.
 
         But a client with several connections may have given this one up, and have sent again
         elsewhere what is at work here: then none of it may take effect any more.
         """
-        if self._is_shared() and self._tasks:
+        if self._is_shared() and self._at_work:
             self.abort()
+        else:
+            self._last_call = self._loop.call_later(ANSWER_SECONDS_MAX, self.abort)
         self.end()
         return True
 
@@ -230,7 +234,13 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _take(self, request: Request) -> bool:
         """Room for one more request at work; if there is none, `_go_on` comes later."""
-        return len(self._tasks) < REQUESTS_AT_WORK_MAX and self._share.take(bytes_held(request))
+        return len(self._at_work) < REQUESTS_AT_WORK_MAX and self._share.take(bytes_held(request))
+
+    def _worked(self) -> None:
+        """A request is no longer at work."""
+        if not self._lost.done():
+            self._close_if_done()
+            self._go_on()
 
     # Receiving
 
@@ -273,10 +283,11 @@ class Transmission(asyncio.BufferedProtocol):
         unpack, pack, pack_data = REQUEST.unpack_from, SIMPLE_REPLY.pack, DATA_CHUNK.pack
         read_now, write_now = self._device.read_now, self._device.write_now
         outbox, out = self._outbox, self._outbox.pieces
-        buffer, view, unbegun = self._buffer, self._view, self._unbegun
+        buffer, view, at_work = self._buffer, self._view, self._at_work
+        unbegun = at_work.unbegun
         size, structured = self._shape.size, self._shape.structured
-        fast_reads = not self._shutting_down
-        fast_writes = fast_reads and not self._shape.read_only
+        fast_read_max = 0 if self._shutting_down else FAST_READ_BYTES_MAX
+        fast_writes = not (self._shutting_down or self._shape.read_only)
         left, batch = REQUESTS_PER_TURN_MAX, 0
         while self._has_header():
             if not outbox.writable:
@@ -291,22 +302,24 @@ class Transmission(asyncio.BufferedProtocol):
             if (
                 command == _READ
                 and not flags
-                and 0 < length <= FAST_READ_BYTES_MAX
+                and 0 < length <= fast_read_max
                 and offset + length <= size
-                and fast_reads
-                and not (unbegun and self._would_overtake(offset, length))
+                and not (unbegun and at_work.would_overtake(offset, length))
                 and (pieces := read_now(offset, length)) is not None
             ):
                 self._start += _HEADER_BYTES
-                if not structured:
-                    out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
-                    out.extend(pieces)
-                elif any(map(is_hole, pieces)):
-                    request = Request(command, flags, cookie, offset, length)
-                    out.extend(self._replies.content(request, pieces))
+                if structured:
+                    for piece in pieces:
+                        if is_hole(piece):
+                            request = Request(command, flags, cookie, offset, length)
+                            out.extend(self._replies.content(request, pieces))
+                            break
+                    else:
+                        payload = OFFSET_BYTES + length
+                        out.append(pack_data(_STRUCTURED, _DONE, _DATA, cookie, payload, offset))
+                        out.extend(pieces)
                 else:
-                    head = (STRUCTURED_REPLY_MAGIC, _DONE, _OFFSET_DATA, cookie)
-                    out.append(pack_data(*head, OFFSET_BYTES + length, offset))
+                    out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                     out.extend(pieces)
                 self._counters.client_out += length
                 batch += length
@@ -319,7 +332,7 @@ class Transmission(asyncio.BufferedProtocol):
                 and 0 < length <= self._end - (payload := self._start + _HEADER_BYTES)
                 and offset + length <= size
                 and fast_writes
-                and not (unbegun and self._would_overtake(offset, length))
+                and not (unbegun and at_work.would_overtake(offset, length))
                 and write_now(offset, view[payload : payload + length])
             ):
                 self._start = payload + length
@@ -362,7 +375,7 @@ class Transmission(asyncio.BufferedProtocol):
         if request.command == _WRITE:
             self._receive(request)
         else:
-            self._work(request, b"")
+            self._at_work.begin(request, b"")
         return True
 
     def _refuse(self, request: Request, error: ExportError) -> None:
@@ -383,7 +396,7 @@ class Transmission(asyncio.BufferedProtocol):
         payload = self._view[self._start : self._start + here]
         self._start += here
         if here == request.length:
-            self._work(request, bytes(payload))
+            self._at_work.begin(request, bytes(payload))
             return
         self._incoming = Incoming(request, payload)
 
@@ -395,56 +408,12 @@ class Transmission(asyncio.BufferedProtocol):
             reply = self._replies.failure(request, Error.ESHUTDOWN, _SHUTTING_DOWN)
         elif (
             request.flags
-            or self._would_overtake(request.offset, request.length)
+            or self._at_work.would_overtake(request.offset, request.length)
             or not self._device.write_now(request.offset, payload)
         ):
-            self._work(request, payload)
+            self._at_work.begin(request, payload)
             return
         else:
             self._counters.client_in += request.length
             reply = self._replies.done(request)
         self._outbox.add(reply, request.length)
-
-    # Working
-
-    def _would_overtake(self, offset: int, length: int) -> bool:
-        """Whether a request on these bytes came before, and the device does not know it yet."""
-        end = offset + length
-        return any(
-            earlier.offset < end and offset < earlier.offset + earlier.length
-            for earlier in self._unbegun
-        )
-
-    def _work(self, request: Request, payload: Buffer) -> None:
-        """Carry out a checked request as a task."""
-        self._unbegun.append(request)
-        task = self._loop.create_task(self._serve(request, payload))
-        self._tasks.add(task)
-        task.add_done_callback(self._worked)
-
-    def _worked(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._lost.done():
-            self._close_if_done()
-            self._go_on()
-
-    async def _serve(self, request: Request, payload: Buffer) -> None:
-        begun = self._unbegun.popleft()
-        assert begun is request, "tasks begin in the order in which they were made"
-        cost = bytes_held(request)
-        described = Described(request)
-        log.debug("%s: %s", self._peer, described)
-        try:
-            reply = await perform(self._device, request, payload, self._replies, self._counters)
-        except SwiftnbdError as error:
-            number = wire_error(error.errno, request)
-            level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
-            log.log(level, "%s: %s failed: %s", self._peer, described, error)
-            reply = self._replies.failure(request, number, failure_text(request, number))
-        except asyncio.CancelledError:
-            self._share.give(cost)
-            raise
-        except Exception:
-            log.exception("%s: %s failed", self._peer, described)
-            reply = self._replies.failure(request, Error.EIO, failure_text(request, Error.EIO))
-        self._outbox.add(reply, cost)

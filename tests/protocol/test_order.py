@@ -5,7 +5,13 @@ import asyncio
 
 import pytest
 
+from swiftnbd.metrics import Counters
+from swiftnbd.protocol.replies import SimpleReplies
+from swiftnbd.protocol.requests import Request
 from swiftnbd.server import transmission as transmission_module
+from swiftnbd.server.budget import Budget, Share
+from swiftnbd.server.outbox import Outbox
+from swiftnbd.server.perform import AtWork
 from tests.support import nbd_client as nbd
 from tests.support.byte_device import BLOCK, PLAIN, ByteDevice, Direct, transmitting
 from tests.support.loopback import request_bytes, until
@@ -92,6 +98,21 @@ async def test_large_payload_does_not_overtake_either() -> None:
         for _ in range(4):
             await direct.peer.chunks()
     assert device.image()[:7] == b"3333343"
+
+
+async def test_request_that_is_cancelled_before_it_began_gives_its_bytes_back() -> None:
+    budget = Budget(10 * BLOCK)
+    share = Share(budget, 10 * BLOCK, BLOCK, lambda: None)
+    device = ByteDevice()
+    worked: list[int] = []
+    at_work = AtWork(
+        device, SimpleReplies(), Outbox(share), share, Counters(), "", lambda: worked.append(1)
+    )
+    assert share.take(2 * BLOCK)
+    at_work.begin(Request(READ, 0, 1, 0, 2 * BLOCK), b"")
+    await at_work.cancel()
+    assert (share.held, budget.left) == (0, budget.limit)
+    assert (device.calls, len(at_work), worked) == ([], 0, [1])
 
 
 # The end

@@ -94,7 +94,7 @@ async def test_requests_over_the_limit_at_work_wait_their_turn(
         peer.send(*(request_bytes(nbd.READ, i * OBJECT, 1, cookie=i) for i in range(100)))
         connection = await stalled(served)
         await gate.reached(4)
-        assert len(connection._tasks) == 4
+        assert len(connection._at_work) == 4
         gate.open()
         assert await read_replies(peer, 100, 1) == set(range(100))
         await peer.disconnect()

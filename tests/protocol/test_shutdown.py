@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from swiftnbd.server import sockets
+from swiftnbd.server import sockets, transmission
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import (
@@ -74,7 +74,7 @@ async def test_last_replies_arrive_whatever_the_client_sent_behind_disc(
         peer.request(nbd.DISC)
         peer.send(bytes(more))
         (connection,) = served.server._transmissions
-        await until(lambda: connection._ending and not connection._tasks)
+        await until(lambda: connection._ending and not connection._at_work)
         await asyncio.sleep(0.1)  # not synchronisation: a wrong close would do its harm now
         assert len(await peer.ended()) == 10 * (16 + OBJECT)
     await served.check_full_service()
@@ -150,6 +150,33 @@ async def test_e13_connection_that_ends_with_requests_at_work_leaves_nothing(
         await peer.ask(nbd.WRITE_ZEROES, 0, 16 * OBJECT)
         await peer.disconnect()
     await served.check_full_service()
+
+
+@pytest.mark.parametrize("command", [nbd.TRIM, nbd.WRITE_ZEROES, nbd.CACHE])
+@pytest.mark.parametrize("way", ["reset", "half-close"])
+async def test_long_effect_ends_with_its_client(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, command: int, way: str
+) -> None:
+    """Acceptance rows A6.17, E15: nothing further is begun; half a goodbye is heard for a while."""
+    monkeypatch.setattr(transmission, "ANSWER_SECONDS_MAX", 0.1)
+    store.objects = 1 << 16  # 4 GiB
+    await store.set_up()
+    async with serving(*exports_of(store)) as served:
+        peer = await served.attached()
+        await peer.write(0, b"x" * 4 * OBJECT)
+        gate = store.gate("(get|put|delete) disk.part|listing")
+        peer.request(command, 0, 2**32 - 1)
+        await gate.reached()
+        if way == "reset":
+            await peer.reset()
+        else:
+            peer.writer.write_eof()
+            assert await peer.closed_by_server()
+            await peer.close()
+        begun = len(store.calls)
+        gate.open()
+        await served.check_full_service()
+        assert len(store.calls) < begun + 200
 
 
 # The server

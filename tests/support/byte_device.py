@@ -164,4 +164,4 @@ async def transmitting(
             server.close()
             await server.wait_closed()
     assert budget.left == budget.limit
-    assert not transmission._tasks
+    assert not transmission._at_work
