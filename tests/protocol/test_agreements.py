@@ -7,13 +7,14 @@ Acceptance rows A1.12, A2.19 to A2.25, E7 and E19, without I/O: bytes in, bytes 
 import pytest
 
 from swiftnbd.protocol.contexts import QUERIES_MAX
-from swiftnbd.protocol.handshake import Rules
+from swiftnbd.protocol.handshake import Rules, Tls
 from tests.support.handshakes import (
     ABORT,
     ABORT_ACK,
     ACK,
     FIXED,
     INVALID,
+    POLICY,
     REPLY,
     SHUTDOWN,
     TOO_BIG,
@@ -254,6 +255,23 @@ def test_selection_goes_with_export_name_too() -> None:
     dialogue = selected().feed(option(1, b"disk"))
     assert dialogue.ended == "transmission"
     assert dialogue.contexts == {"base:allocation"}
+
+
+def test_nothing_that_was_agreed_in_the_clear_counts_inside_tls() -> None:
+    """Acceptance rows A2.23, E8 (CVE-2021-3716)."""
+    dialogue = Dialogue(tls=Tls.OFFERED).feed(FIXED, option(8))
+    dialogue.feed(option(SET, context_query(b"disk", ALLOCATION)), option(5))
+    inside = dialogue.over_tls()
+    assert not inside.handshake.structured
+    assert contexts_after_go(inside) == set()
+
+
+def test_rules_count_inside_tls_too() -> None:
+    rules = Rules(structured_replies=False, list_exports=False)
+    inside = Dialogue(tls=Tls.OFFERED, rules=rules).feed(FIXED, option(5)).over_tls()
+    inside.take()
+    assert error_kind(inside.feed(option(8)).take(), 8) == UNSUP
+    assert error_kind(inside.feed(option(3)).take(), 3) == POLICY
 
 
 # The server ends

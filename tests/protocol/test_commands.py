@@ -109,10 +109,12 @@ async def test_write_too_long_to_drain_is_answered_and_closed(served: Serving) -
     await served.check_full_service()
 
 
-@pytest.mark.expects_log("request magic 0x47455420 is wrong")
-async def test_bad_request_magic_closes(served: Serving) -> None:
+@pytest.mark.expects_log("request magic 0x(47455420|21e41c71|67446698|00000000) is wrong")
+@pytest.mark.parametrize("magic", [b"GET ", b"\x21\xe4\x1c\x71", b"\x67\x44\x66\x98", bytes(4)])
+async def test_bad_request_magic_closes(served: Serving, magic: bytes) -> None:
+    """Acceptance rows A6.1, A10: that of extended headers, which nobody agreed on, is as bad."""
     async with await served.attached() as peer:
-        peer.send(b"GET / HTTP/1.1\r\nHost: disk\r\n\r\n")
+        peer.send(magic + bytes(24))
         assert await peer.closed_by_server()
     await served.check_full_service()
 

@@ -2,6 +2,7 @@
 """What a client agrees on with a whole server, and what its requests are answered then."""
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
@@ -105,6 +106,16 @@ async def test_export_name_after_structured_replies_and_contexts(served: Serving
         assert content_of(chunks, 0, 512) == bytes(512)
         (chunk,) = await peer.ask_chunks(nbd.BLOCK_STATUS, 0, SIZE)
         assert sum(length for length, _ in chunk.extents) == SIZE
+        await peer.disconnect()
+
+
+async def test_replies_do_not_wait_for_more(served: Serving) -> None:
+    """Acceptance row A1.11."""
+    async with await structured(served) as peer:
+        await peer.go()
+        (connection,) = served.server._transmissions
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         await peer.disconnect()
 
 
