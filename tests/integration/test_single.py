@@ -5,6 +5,7 @@ import os
 import pty
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_client_on_a_socket_is_served_and_the_server_ends_with_it(folder: Path) 
         single.client.disconnect()
         assert single.end() == 0
     assert stored(folder)[4096:4102] == b"single"
+
+
+def test_nothing_else_can_write_among_the_clients_bytes(folder: Path) -> None:
+    with on_socket(folder) as single:
+        descriptors = Path(f"/proc/{single.process.pid}/fd")
+        assert [os.readlink(descriptors / number) for number in "01"] == ["/dev/null"] * 2
+        single.client.abort()
+        assert single.end() == 0
 
 
 def test_client_that_just_closes_ends_the_server_in_order(folder: Path) -> None:
@@ -147,6 +156,27 @@ def test_client_on_pipes_is_served(folder: Path, end: bytes) -> None:
         assert process.stdout.read() == b""
         assert process.wait(SECONDS_MAX) == 0
     assert stored(folder)[:512] == b"w" * 512
+
+
+def test_slow_reader_gets_all_of_what_it_asked_for(folder: Path) -> None:
+    """The server waits for it, though its own work is done."""
+    process = subprocess.Popen(command(folder, "-s"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        everything = READ[:24] + (4 * 65536).to_bytes(4)
+        process.stdin.write(HANDSHAKE + everything + DISC)
+        process.stdin.flush()
+        wait_for_log(folder, "disconnected from disk")
+        assert process.stdout.read().endswith(b"cookie 2" + bytes(4 * 65536))
+        assert process.wait(SECONDS_MAX) == 0
+
+
+def wait_for_log(folder: Path, text: str) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while not (folder / "log").exists() or text not in (folder / "log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_all_requests_from_a_file_are_answered_into_a_file(folder: Path) -> None:
