@@ -25,6 +25,8 @@ PEM_BYTES_MAX = 16 * 1024 * 1024  # a revocation list may be long; /dev/zero is 
 PSK_BYTES_MAX = 1024 * 1024
 PSK_KEY_BYTES_MIN = 16  # 128 bits
 
+_PSK_CIPHERS = ("kECDHEPSK+CHACHA20", "kECDHEPSK+AES")  # of TLS 1.2; those of 1.3 are there
+
 log = logging.getLogger(__name__)
 
 
@@ -144,7 +146,7 @@ def _use_psk(context: ssl.SSLContext, path: Path) -> None:
         )
     keys = load_psk_keys(path)
     ciphers = [cipher["name"] for cipher in context.get_ciphers()]
-    context.set_ciphers(":".join([*ciphers, "ECDHE+PSK", "DHE+PSK"]))
+    context.set_ciphers(":".join([*ciphers, *_PSK_CIPHERS]))
     context.set_psk_server_callback(lambda username: keys.get(username or "", b""))
 
 

@@ -35,7 +35,7 @@ STRANGERS: dict[str, tuple[Making, str]] = {
     ),
     "another authority's, of the same name": (
         lambda authority: Authority().issue("client", CLIENT),
-        "signature failure",
+        "unable to get local issuer certificate",
     ),
     "a server's": (lambda authority: authority.issue("client", SERVER), "purpose"),
 }

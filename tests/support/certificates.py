@@ -61,7 +61,7 @@ class Authority:
     def __init__(self, common: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.name = _name(common)
-        builder = _builder(self.name, self.name, self._key, 0, 30)
+        builder = _builder(self.name, self.name, self._key, self._key, 0, 30)
         self.certificate = (
             builder.add_extension(x509.BasicConstraints(True, None), critical=True)
             .add_extension(
@@ -89,12 +89,13 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = _name(common) if self_signed else self.name
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        builder = _builder(_name(common), issuer, key, first_day, last_day)
+        signer = key if self_signed else self._key
+        builder = _builder(_name(common), issuer, key, signer, first_day, last_day)
         certificate = (
             builder.add_extension(x509.BasicConstraints(False, None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .sign(key if self_signed else self._key, hashes.SHA256())
+            .sign(signer, hashes.SHA256())
         )
         return Pair(certificate, key)
 
@@ -122,6 +123,7 @@ def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey,
     first_day: int,
     last_day: int,
 ) -> x509.CertificateBuilder:
@@ -134,6 +136,11 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + first_day * _DAY - _DAY)
         .not_valid_after(now + last_day * _DAY)
+        # which Python 3.13's clients want to see
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
     )
 
 

@@ -19,6 +19,7 @@ SECONDS_MAX = 120.0
 PACKAGES = {
     "apt-cache": "apt",
     "apt-get": "apt",
+    "bash": "bash",
     "busybox": "busybox-static",
     "cpio": "cpio",
     "dpkg": "dpkg",
@@ -31,6 +32,8 @@ PACKAGES = {
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
     "nbdsh": "python3-libnbd",
+    "openssl": "openssl",
+    "psktool": "gnutls-bin",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
