@@ -64,7 +64,10 @@ async def use(served: Serving, context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(("username", "key"), [("alice", ALICE), ("bob", BOB)])
+@pytest.mark.parametrize(
+    ("username", "key"),
+    [pytest.param("alice", ALICE, id="alice"), pytest.param("bob", BOB, id="bob")],
+)
 async def test_client_with_a_key_is_served(
     served: Serving, username: str, key: bytes, version: str
 ) -> None:
