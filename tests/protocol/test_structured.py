@@ -390,3 +390,24 @@ async def test_write_to_a_read_only_export_never_reaches_the_device() -> None:
         error = await failure(direct.peer, WRITE, 0, 4, data=b"data")
         assert error.number == nbd.EPERM
         assert "write_now" not in [method for method, _, _ in device.calls]
+
+
+async def test_chunks_of_many_replies_at_once_stay_whole() -> None:
+    """Acceptance row A7.11: answered from memory and by tasks, small and larger than a buffer."""
+    device = ByteDevice(256)
+    for index in range(0, 256, 3):
+        device.fill(index * BLOCK, bytes([index]) * BLOCK)
+    image = device.image()
+    async with transmitting(device) as direct:
+        asked = {}
+        for number in range(200):
+            offset, length = number * 3001 % (100 * BLOCK), 1 + number * 2003 % (150 * BLOCK)
+            flags = (0, FUA, DF)[number % 3]
+            cookie = direct.peer.request(READ, offset, length, flags=flags)
+            asked[cookie] = (offset, length)
+        found: dict[int, list[Chunk]] = {cookie: [] for cookie in asked}
+        while not all(chunks and chunks[-1].done for chunks in found.values()):
+            chunks = await direct.peer.chunks()
+            found[chunks[0].cookie] += chunks
+        for cookie, (offset, length) in asked.items():
+            assert content_of(found[cookie], offset, length) == image[offset : offset + length]
