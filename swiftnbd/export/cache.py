@@ -15,7 +15,11 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
 
+from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.block import Block, State
+from swiftnbd.export.layout import Geometry
+
+CACHE_BLOCKS_MIN = 4  # fewer could not hold one request's neighbours and a read-modify-write
 
 
 class BlockCache:
@@ -112,3 +116,13 @@ class BlockCache:
             if not waiter.done():
                 waiter.set_result(None)
                 return
+
+
+def check_cache(geometry: Geometry, cache_bytes: int) -> None:
+    """Raise `ExportUnusable` if the cache is too small for a disk of this geometry."""
+    least = CACHE_BLOCKS_MIN * geometry.object_size
+    if cache_bytes < least:
+        raise ExportUnusable(
+            f"its objects of {geometry.object_size} bytes need a cache of at least {least} bytes, "
+            f"and the limit is {cache_bytes}"
+        )

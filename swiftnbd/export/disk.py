@@ -15,6 +15,9 @@ An upload whose block has become all zeros deletes the object, unless WRITE_ZERO
 keep its space. A failed upload leaves the block dirty: the write is answered with the error,
 reads go on to see the new bytes, and the next flush tries again, or whoever needs its room.
 
+While the device is *suspended* every request waits, and what it asked of the store is aborted and
+asked again afterwards; after `ObjectDevice.fail` every request is refused.
+
 Uploads and fetches belong to the device, not to the request that caused them: a client that
 goes away cannot cut an object's upload short, nor start one later.
 """
@@ -26,9 +29,9 @@ from contextlib import asynccontextmanager
 from errno import EIO, ENOTSUP
 from typing import NamedTuple
 
-from swiftnbd.errors import ExportError, ExportUnusable, StoreError, SwiftnbdError
+from swiftnbd.errors import ExportError, StoreError, SwiftnbdError
 from swiftnbd.export.block import Block, State
-from swiftnbd.export.cache import BlockCache
+from swiftnbd.export.cache import BlockCache, check_cache
 from swiftnbd.export.device import Device, Extent
 from swiftnbd.export.layout import (
     PART_PREFIX,
@@ -38,10 +41,10 @@ from swiftnbd.export.layout import (
     preferred_block_size,
 )
 from swiftnbd.export.parallel import for_each
+from swiftnbd.export.suspension import Suspension
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Buffer, Listed, Store
 
-CACHE_BLOCKS_MIN = 4  # fewer could not hold one request's neighbours and a read-modify-write
 REQUESTS_MAX = 16  # store requests at once: saturates a Swift node, more only add latency
 REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
 TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
@@ -80,6 +83,7 @@ class ObjectDevice(Device):
         self._dirty: dict[int, Block] = {}
         self._requests = asyncio.Semaphore(REQUESTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspension = Suspension()
         self._flush_seconds = flush_seconds
         self._request_seconds = request_seconds
 
@@ -103,9 +107,28 @@ class ObjectDevice(Device):
             ranges.append((start, (index + 1) * self._object_size))
         return ranges
 
+    # The lock
+
+    def suspend(self) -> None:
+        """Nothing is answered, stored or read until `resume`; what is under way is aborted."""
+        self._suspension.begin()
+        for task in self._tasks:
+            task.cancel()
+
+    def resume(self) -> None:
+        """Go on with what waits."""
+        self._suspension.end()
+
+    def fail(self, reason: str) -> None:
+        """Refuse everything from now on. `dirty_ranges` says what is lost."""
+        self.suspend()
+        self._suspension.end(reason)
+
     # Reading
 
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        if self._suspension.lasts:
+            return None
         size = self._object_size
         index, start = divmod(offset, size)
         end = start + length
@@ -140,7 +163,7 @@ class ObjectDevice(Device):
         async def read_part(part: Part) -> None:
             found[part.number] = await self._read_part(*part)
 
-        await for_each(self._parts(offset, length), read_part)
+        await self._suspension.answered(lambda: for_each(self._parts(offset, length), read_part))
         return [found[first + number] for number in range(len(found))]
 
     async def _read_part(self, index: int, start: int, end: int) -> Buffer:
@@ -158,7 +181,8 @@ class ObjectDevice(Device):
     async def prefetch(self, offset: int, length: int) -> None:
         # more than half the cache would only push out what it brought in
         blocks = itertools.islice(self._parts(offset, length), self._cache.capacity // 2)
-        await for_each(blocks, self._prefetch_part)
+        parts = list(blocks)
+        await self._suspension.answered(lambda: for_each(parts, self._prefetch_part))
 
     async def _prefetch_part(self, part: Part) -> None:
         await self._read_part(part.number, 0, 0)
@@ -173,7 +197,9 @@ class ObjectDevice(Device):
             at = index * self._object_size + start - offset
             await self._write_part(index, start, view[at : at + end - start])
 
-        await for_each(self._parts(offset, len(view)), write_part)
+        await self._suspension.answered(
+            lambda: for_each(self._parts(offset, len(view)), write_part)
+        )
 
     async def _write_part(self, index: int, start: int, data: memoryview) -> None:
         block = await self._cache.pin(index)
@@ -202,7 +228,7 @@ class ObjectDevice(Device):
         async def zero_part(part: Part) -> None:
             await self._zero_part(*part, keep_zeros=no_hole)
 
-        await for_each(self._parts(offset, length), zero_part)
+        await self._suspension.answered(lambda: for_each(self._parts(offset, length), zero_part))
 
     async def _zero_part(self, index: int, start: int, end: int, *, keep_zeros: bool) -> None:
         block = await self._cache.pin(index)
@@ -225,8 +251,10 @@ class ObjectDevice(Device):
         """
         size = self._object_size
         first, end = -(-offset // size), (offset + length) // size
-        if first >= end:
-            return
+        if first < end:
+            await self._suspension.answered(lambda: self._trim_blocks(first, end))
+
+    async def _trim_blocks(self, first: int, end: int) -> None:
         if end - first <= TRIM_UNLISTED_MAX:
             await for_each(range(first, end), self._trim_block)
             return
@@ -251,6 +279,9 @@ class ObjectDevice(Device):
     # Making durable
 
     async def flush(self) -> None:
+        await self._suspension.answered(self._flush)
+
+    async def _flush(self) -> None:
         dirty = list(self._dirty.values())
         if not dirty:
             return
@@ -414,13 +445,3 @@ class ObjectDevice(Device):
             end = min(size, start + stop - position)
             yield Part(index, start, end)
             position += end - start
-
-
-def check_cache(geometry: Geometry, cache_bytes: int) -> None:
-    """Raise `ExportUnusable` if the cache is too small for a disk of this geometry."""
-    least = CACHE_BLOCKS_MIN * geometry.object_size
-    if cache_bytes < least:
-        raise ExportUnusable(
-            f"its objects of {geometry.object_size} bytes need a cache of at least {least} bytes, "
-            f"and the limit is {cache_bytes}"
-        )

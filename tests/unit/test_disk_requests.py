@@ -7,10 +7,10 @@ from errno import EIO
 import pytest
 
 from swiftnbd.errors import ContainerMissing, ExportError, ExportUnusable, StoreError
+from swiftnbd.export.cache import check_cache
 from swiftnbd.export.disk import (
     REQUESTS_MAX,
     ObjectDevice,
-    check_cache,
 )
 from swiftnbd.export.layout import Geometry, preferred_block_size
 from swiftnbd.export.parallel import AT_ONCE_MAX
