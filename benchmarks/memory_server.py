@@ -22,7 +22,7 @@ async def serve(size: int) -> int:
     """Serve one disk of ``size`` bytes, with a cache that holds twice as much, until SIGTERM."""
     store = MemoryStore("disk")
     await store.create_container(setup_metadata(Geometry(size // OBJECT_BYTES, OBJECT_BYTES)))
-    export = Export("disk", store, cache_bytes=2 * size, settle_seconds=0)
+    export = Export("disk", store, cache_bytes=2 * size)
     await export.load()
     server = Server({"disk": export}, ServerConfig((TcpAddress(port=0),)))
     return await server.run(lambda places: print(places[0].uri("disk"), flush=True))

@@ -6,7 +6,7 @@ families meet at a connection: a `ProtocolError` closes it, anything with an ``e
 replied to the client (`swiftnbd.protocol.errors` narrows it to what NBD can say).
 """
 
-from errno import EBUSY, EEXIST, EIO, ENOENT, ENOSPC, EPERM
+from errno import EBUSY, EEXIST, EIO, ENOENT, ENOSPC, EPERM, ESHUTDOWN
 
 
 class SwiftnbdError(Exception):
@@ -43,6 +43,12 @@ class Locked(SwiftnbdError):
     def __init__(self, message: str, holder: str) -> None:
         super().__init__(message)
         self.holder = holder
+
+
+class LockLost(SwiftnbdError):
+    """The lock we held is somebody else's now, or nobody's."""
+
+    errno = ESHUTDOWN
 
 
 class StoreError(SwiftnbdError):

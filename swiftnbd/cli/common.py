@@ -22,6 +22,7 @@ from swiftnbd.store.base import ContainerInfo, Store
 
 if TYPE_CHECKING:
     from swiftnbd.export.lock import Lock
+    from swiftnbd.export.pace import Pace
 
 PROGRAM = "swiftnbd-ctl"
 
@@ -76,7 +77,7 @@ def holder_of(info: ContainerInfo) -> str:
 
 def locked_by(name: str, holder: str) -> Locked:
     """The refusal of a container that somebody holds."""
-    from swiftnbd.export.lock import describe_holder
+    from swiftnbd.export.marks import describe_holder
 
     return Locked(
         f"{name} is locked by {describe_holder(holder)}; "
@@ -85,24 +86,33 @@ def locked_by(name: str, holder: str) -> Locked:
     )
 
 
-def lock_of_this_process(store: Store) -> "Lock":
-    """A lock whose mark two commands on one host never share: the process id is its port."""
-    from swiftnbd.export.lock import Lock, mark_for
+def mark_of_this_process() -> str:
+    """A mark that two commands on one host never share: the process id is its port."""
+    from swiftnbd.export.marks import mark_for
 
-    return Lock(store, mark_for(socket.gethostname(), 1 + os.getpid() % 65535))
+    return mark_for(socket.gethostname(), 1 + os.getpid() % 65535)
 
 
 @asynccontextmanager
-async def locked(store: Store, name: str, lock: "Lock | None" = None) -> AsyncIterator[DiskInfo]:
-    """Hold the container's lock; whatever happens inside, try to give it back."""
-    lock = lock or lock_of_this_process(store)
+async def locked(
+    store: Store, name: str, pace: "Pace | None" = None, *, changed: bool = True
+) -> AsyncIterator[DiskInfo]:
+    """Hold the container's lock; whatever happens inside, try to give it back.
+
+    ``changed`` False: the disk will be what it was.
+    """
+    from swiftnbd.cli.keeping import kept
+    from swiftnbd.export.lock import Lock
+
+    lock = Lock(store, mark_of_this_process(), pace)
     disk = await acquire(lock, name)
     try:
-        yield disk
+        async with kept(lock, name):
+            yield disk
     except BaseException:
         await release_after_failure(lock, name)
         raise
-    await _release(lock, name)
+    await _release(lock, name, changed=changed)
 
 
 async def acquire(lock: "Lock", name: str) -> DiskInfo:
@@ -122,16 +132,14 @@ async def acquire(lock: "Lock", name: str) -> DiskInfo:
 
 async def _withdraw(lock: "Lock", name: str) -> None:
     try:
-        info = await lock.store.info()
-        if info is not None and holder_of(info) == lock.mark:
-            await lock.release()
+        await lock.release()
     except SwiftnbdError as error:
         tell(_stays_locked(name, error))
 
 
-async def _release(lock: "Lock", name: str) -> None:
+async def _release(lock: "Lock", name: str, *, changed: bool) -> None:
     try:
-        await lock.release()
+        await lock.release(changed=changed)
     except SwiftnbdError as error:
         raise StoreError(_stays_locked(name, error)) from error
 

@@ -5,6 +5,7 @@ import logging
 import sys
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,7 @@ from swiftnbd.cli.common import (
     IN_FLIGHT_MAX,
     Tell,
     acquire,
-    lock_of_this_process,
+    mark_of_this_process,
     on_container,
     read_container,
     read_disk,
@@ -24,6 +25,9 @@ from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size
 from swiftnbd.errors import ContainerNotEmpty, SwiftnbdError
 from swiftnbd.store.base import Store
+
+if TYPE_CHECKING:
+    from swiftnbd.export.pace import Pace
 
 # A listing may lag behind the deletes; a busy Swift catches up within seconds.
 TRIES_MAX = 6
@@ -43,7 +47,7 @@ def delete_command(options: SharedOptions, *, container: str, yes: bool) -> int:
         if not click.confirm(f"Delete {summary}?", err=True):
             tell("nothing was deleted")
             return Exit.FAILED
-    on_container(options, container, partial(delete, name=container, tell=tell))
+    on_container(options, container, partial(delete, name=container, tell=tell, pace=options.pace))
     return Exit.DONE
 
 
@@ -58,48 +62,54 @@ async def summarize(store: Store, *, name: str) -> str:
 
 
 async def delete(
-    store: Store, *, name: str, tell: Tell, retry_seconds: float = RETRY_SECONDS
+    store: Store,
+    *,
+    name: str,
+    tell: Tell,
+    pace: "Pace | None" = None,
+    retry_seconds: float = RETRY_SECONDS,
 ) -> None:
     """Lock the container, delete its objects and then itself."""
+    from swiftnbd.cli.keeping import kept
+    from swiftnbd.export.lock import Lock
+
     read_disk(await read_container(store, name), name)
-    lock = lock_of_this_process(store)
+    lock = Lock(store, mark_of_this_process(), pace)
     await acquire(lock, name)
     try:
         log.debug("deleting %s", name)
-        await _delete_objects(store)
-        await _delete_container(store, name, retry_seconds)
+        async with kept(lock, name):
+            await _delete_objects(store, lock.epoch_name)
+        await _delete_container(store, name, lock.epoch_name, retry_seconds)
     except BaseException:
         await release_after_failure(lock, name)
         raise
     tell(f"Done, {name} has been deleted")
 
 
-async def _delete_objects(store: Store) -> None:
-    """Delete everything but the canary, which proves until the end that a 404 is an absence."""
+async def _delete_objects(store: Store, epoch: str) -> None:
+    """Delete everything but our epoch, which proves until the end that a 404 is an absence."""
     from swiftnbd.cli.parallel import for_each
-    from swiftnbd.export.lock import CANARY
 
     async def delete_object(name: str) -> None:
         await store.delete(name)
 
     after = ""
     while page := await store.listing(after=after):
-        names = (row.name for row in page if row.name != CANARY)
+        names = (row.name for row in page if row.name != epoch)
         await for_each(names, delete_object, in_flight=IN_FLIGHT_MAX)
         after = page[-1].name
 
 
-async def _delete_container(store: Store, name: str, retry_seconds: float) -> None:
+async def _delete_container(store: Store, name: str, epoch: str, retry_seconds: float) -> None:
     import asyncio
-
-    from swiftnbd.export.lock import CANARY
 
     for attempt in range(TRIES_MAX):
         if attempt:
             await asyncio.sleep(retry_seconds * 2 ** (attempt - 1))
-            await _delete_objects(store)
+            await _delete_objects(store, epoch)
         store.set_canary(None)
-        await store.delete(CANARY)
+        await store.delete(epoch)
         with suppress(ContainerNotEmpty):
             await store.delete_container()
             return

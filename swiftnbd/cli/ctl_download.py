@@ -12,6 +12,7 @@ from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
 from swiftnbd.errors import CorruptObject
 from swiftnbd.export.layout import DiskInfo, object_name
+from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Store
 
 BUFFER_BYTES_MAX = 256 * 1024 * 1024  # objects of up to 64 MiB, several at once
@@ -37,15 +38,23 @@ def download_command(
         on_container(
             options,
             container,
-            partial(download, name=container, file=file, quiet=quiet, tell=tell),
+            partial(download, name=container, file=file, quiet=quiet, tell=tell, pace=options.pace),
         )
 
 
-async def download(store: Store, *, name: str, file: ImageFile, quiet: bool, tell: Tell) -> None:
+async def download(
+    store: Store,
+    *,
+    name: str,
+    file: ImageFile,
+    quiet: bool,
+    tell: Tell,
+    pace: Pace | None = None,
+) -> None:
     """Copy the disk into ``file`` and commit it, holding the container's lock."""
     from swiftnbd.cli.parallel import in_thread
 
-    async with locked(store, name) as disk:
+    async with locked(store, name, pace, changed=False) as disk:
         log.debug("downloading %s", name)
         size = disk_bytes(disk)
         file.set_size(size)

@@ -32,6 +32,7 @@ class Row:
     name: str
     info: ContainerInfo
     disk: DiskInfo
+    lock: str = ""  # who holds it, in words; '' is nobody, or not asked for
 
 
 @click.command("list")
@@ -80,9 +81,18 @@ async def _describe_all(
 
 
 async def describe(store: Store, name: str, *, count: bool = False) -> Row:
-    """Read one container's row."""
+    """Read one container's row; with ``count``, all that the table shows."""
     info = await read_container(store, name, count=count)
-    return Row(name, info, read_disk(info, name))
+    disk = read_disk(info, name)
+    return Row(name, info, disk, await _describe_lock(store) if count else "")
+
+
+async def _describe_lock(store: Store) -> str:
+    from swiftnbd.cli.ctl_lock import describe
+    from swiftnbd.export.watch import sight
+
+    seen = await sight(store)
+    return describe(seen) if seen.holder else ""
 
 
 def simple_line(name: str, disk: DiskInfo) -> str:
@@ -97,8 +107,6 @@ def _print_table(rows: Sequence[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from swiftnbd.export.lock import describe_holder
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Container")
     for heading in ("Disk", "Objects", "Object size", "Stored"):
@@ -112,7 +120,7 @@ def _print_table(rows: Sequence[Row]) -> None:
             str(geometry.objects),
             format_size(geometry.object_size),
             format_size(row.info.bytes_used or 0),
-            f"locked by {describe_holder(row.disk.client)}" if row.disk.client else "unlocked",
+            f"locked by {row.lock}" if row.lock else "unlocked",
         )
         table.add_row(*(Text(cell) for cell in cells))  # Text: a name is never markup
     Console().print(table)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl setup``: make a container a disk, without ever making bytes unreadable."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import click
@@ -9,7 +9,6 @@ import click
 from swiftnbd.cli.common import (
     Tell,
     holder_of,
-    lock_of_this_process,
     locked,
     locked_by,
     on_container,
@@ -32,6 +31,7 @@ from swiftnbd.export.layout import (
     parse_metadata,
     setup_metadata,
 )
+from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import OBJECT_BYTES_MAX, ContainerInfo, Listed, Store
 
 # Smaller ones make a request per page of memory; disks of 0.11 that have them are still served.
@@ -46,6 +46,7 @@ class SetupRequest:
     policy: str | None = None
     force: bool = False
     exist_ok: bool = False
+    pace: Pace = field(default_factory=Pace)
 
 
 @click.command("setup")
@@ -91,7 +92,7 @@ def setup_command(
     geometry = geometry_for(objects, size, object_size)
     if size is not None and geometry.size != size:
         tell(f"the size is rounded up to whole objects: {geometry.size} bytes")
-    request = SetupRequest(geometry, policy, force, exist_ok)
+    request = SetupRequest(geometry, policy, force, exist_ok, options.pace)
     on_container(options, container, partial(setup, name=container, request=request, tell=tell))
 
 
@@ -169,9 +170,8 @@ async def _set_up_existing(
         # Without sensible metadata nobody can attach, so there is nobody to lock out.
         await store.set_metadata(metadata)
         return
-    lock = lock_of_this_process(store)
-    async with locked(store, name, lock) as disk:
-        kept = {META_PREFIX + "client", META_PREFIX + "last"}  # those belong to the lock
+    async with locked(store, name, request.pace) as disk:
+        kept = {META_PREFIX + key for key in ("client", "last")}  # those belong to the lock
         await store.set_metadata({k: v for k, v in metadata.items() if k not in kept})
     if request.geometry.size < disk.geometry.size:
         tell("the disk is smaller than before: what lies behind its end stays stored, unseen")

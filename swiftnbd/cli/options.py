@@ -10,12 +10,15 @@ from swiftnbd import __version__
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT, load_secrets
 from swiftnbd.errors import ConfigError, ContainerMissing, StoreError
+from swiftnbd.export.pace import Pace
 from swiftnbd.server.config import AuthConfig, ExportConfig, KeystoneConfig
 from swiftnbd.store.checks import check_container_name
 
 DIRECTORY_SCHEME = "file:"
 
 _KEYSTONE = KeystoneConfig()
+
+_SETTLE_SECONDS_MAX = 60.0
 
 _flag = flags_of("Where the containers are")
 
@@ -63,6 +66,15 @@ _SHARED = (
         help="Type of the endpoint to look up.",
     ),
     _flag("--keystone-region", metavar="NAME", help="Region to look up (optional)."),
+    _flag(
+        "--settle",
+        type=click.FloatRange(0.1, _SETTLE_SECONDS_MAX),
+        metavar="SECONDS",
+        default=Pace().settle_seconds,
+        show_default=True,
+        help="How long locking on a Swift waits for others who try at the same moment; a PUT must "
+        "take less than half of it. The same for all who use a container.",
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Log what is being done, in detail."),
 )
 
@@ -75,6 +87,12 @@ class SharedOptions:
     auth_url: str
     keystone: KeystoneConfig | None
     verbose: bool
+    settle: float = Pace().settle_seconds
+
+    @property
+    def pace(self) -> Pace:
+        """How to lock."""
+        return Pace(settle_seconds=self.settle)
 
     def auth(self) -> AuthConfig:
         """Where to log in, checked."""
@@ -136,12 +154,13 @@ def _shared(
     keystone_service: str,
     keystone_endpoint: str,
     keystone_region: str | None,
+    settle: float,
     verbose: bool,
 ) -> SharedOptions:
     keystone = KeystoneConfig(
         keystone_separator, keystone_service, keystone_endpoint, keystone_region
     )
-    return SharedOptions(secrets, auth_url, keystone if keystone_auth else None, verbose)
+    return SharedOptions(secrets, auth_url, keystone if keystone_auth else None, verbose, settle)
 
 
 shared_options = flag_group("options", _shared, *_SHARED)

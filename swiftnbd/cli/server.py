@@ -23,10 +23,12 @@ from swiftnbd.cli.server_options import (
     ExportOptions,
     HandshakeOptions,
     ListenOptions,
+    LockOptions,
     ProcessOptions,
     export_options,
     handshake_options,
     listen_options,
+    lock_options,
     process_options,
 )
 from swiftnbd.cli.tls import TlsOptions, tls_options
@@ -83,6 +85,7 @@ class Plan:
 @listen_options
 @export_options
 @tls_options
+@lock_options
 @handshake_options
 @process_options
 def server(
@@ -90,6 +93,7 @@ def server(
     listen: ListenOptions,
     serving: ExportOptions,
     encryption: TlsOptions,
+    locking: LockOptions,
     handshake: HandshakeOptions,
     process: ProcessOptions,
 ) -> int:
@@ -118,6 +122,9 @@ def server(
             list_exports=not serving.no_list,
             structured_replies=not handshake.no_sr,
             mask_handshake=handshake.mask_handshake,
+            pace=locking.pace(options.settle, with_outages=auth.directory is None),
+            takeover=locking.takeover,
+            outage_seconds=locking.timeout,
         ),
         auth,
         exports,
@@ -157,7 +164,7 @@ async def _serve(plan: Plan, detach: Detach) -> int:
             sys.stdout.flush()
         detach()
 
-    async with Stores(plan.auth) as stores:
+    async with Stores(plan.auth, seconds=plan.server.outage_seconds) as stores:
         exports = await load_exports(plan, stores.open)
         captive = partial(_captive, plan, tuple(exports)) if plan.command else None
         return await Server(exports, with_room(plan.server, len(exports))).run(ready, captive)
@@ -215,6 +222,8 @@ async def load_exports(
                 plan.server.cache_bytes,
                 multi_conn=config.multi_conn,
                 tls_only=config.tls_only,
+                pace=plan.server.pace,
+                takeover=plan.server.takeover,
             )
             try:
                 await export.load()

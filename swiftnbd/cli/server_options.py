@@ -11,9 +11,11 @@ import click
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.networks import parse_rules
 from swiftnbd.errors import ConfigError
+from swiftnbd.export.pace import Pace
 from swiftnbd.server.access import Access, Rule
 from swiftnbd.server.config import (
     HANDSHAKE_SECONDS_DEFAULT,
+    OUTAGE_SECONDS_DEFAULT,
     ExportConfig,
     InheritedSocket,
     ListenAddress,
@@ -27,6 +29,8 @@ PID_FILE_DEFAULT = os.path.join(tempfile.gettempdir(), "swiftnbd.pid")
 _MEGABYTE = 1024 * 1024  # as swiftnbd 0.11 counted
 _CACHE_MEGABYTES_MAX = 1024 * 1024
 _HANDSHAKE_SECONDS_MAX = 3600.0
+_TERM_SECONDS_MIN, _TERM_SECONDS_MAX = 1.0, 24 * 3600.0
+_TIMEOUT_SECONDS_MIN, _TIMEOUT_SECONDS_MAX = 0.5, 24 * 3600.0
 _PRIVATE = "-"
 
 
@@ -249,6 +253,53 @@ class HandshakeOptions:
     handshake_timeout: float
     no_sr: bool
     mask_handshake: int
+
+
+@dataclass(frozen=True, slots=True)
+class LockOptions:
+    """How the containers are kept from other servers."""
+
+    takeover: bool
+    lock_term: float
+    timeout: float
+
+    def pace(self, settle_seconds: float, *, with_outages: bool) -> Pace:
+        """How to lock, checked against the outages that a store may have."""
+        pace = Pace(settle_seconds, self.lock_term)
+        if with_outages:
+            pace.check_outages(self.timeout)
+        return pace
+
+
+_lock = flags_of("How others are kept out")
+
+lock_options = flag_group(
+    "locking",
+    LockOptions,
+    _lock(
+        "--takeover",
+        is_flag=True,
+        help="Take a container over from a server elsewhere that has died: it must have given no "
+        "sign of life for its whole lock term and half a minute, from when this one began to look.",
+    ),
+    _lock(
+        "--lock-term",
+        type=click.FloatRange(_TERM_SECONDS_MIN, _TERM_SECONDS_MAX),
+        metavar="SECONDS",
+        default=Pace().term_seconds,
+        show_default=True,
+        help="How long a container stays ours while the store cannot be reached; then nothing is "
+        "answered until it can. On a Swift more than 1.2 times the --timeout.",
+    ),
+    _lock(
+        "--timeout",
+        type=click.FloatRange(_TIMEOUT_SECONDS_MIN, _TIMEOUT_SECONDS_MAX),
+        metavar="SECONDS",
+        default=OUTAGE_SECONDS_DEFAULT,
+        show_default=True,
+        help="How long a request to a Swift is tried before it fails.",
+    ),
+)
 
 
 _handshake = flags_of("How they are talked to")

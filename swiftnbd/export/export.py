@@ -10,6 +10,8 @@
                                      |    v
                                     KEPT --- tried again until it succeeds --> DETACHED
 
+    ATTACHED, KEPT --- the lock is lost ---> LOST, until the server ends
+
 NBD knows no clients, only connections. Those with the same `Client.identity` are one client and
 share the attachment, its cache and its lock; anybody else is refused while it lasts. A read-only
 export takes no lock and is shared by all.
@@ -19,7 +21,7 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass, field
-from errno import EIO
+from errno import ESHUTDOWN
 from typing import NoReturn
 
 from swiftnbd.errors import (
@@ -29,10 +31,15 @@ from swiftnbd.errors import (
     Locked,
     SwiftnbdError,
 )
+from swiftnbd.export.cache import check_cache
 from swiftnbd.export.device import Device
-from swiftnbd.export.disk import ObjectDevice, check_cache
+from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.layout import DiskInfo, parse_metadata
-from swiftnbd.export.lock import SETTLE_SECONDS_DEFAULT, Lock, describe_holder, mark_for
+from swiftnbd.export.lease import Keeper, Leased
+from swiftnbd.export.lock import NOBODY, Lock, Sighting
+from swiftnbd.export.marks import describe_holder, mark_for
+from swiftnbd.export.pace import Pace
+from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
 
@@ -65,7 +72,8 @@ class Export:
     store: Store
     read_only: bool = False
     cache_bytes: int = 64 * 1024 * 1024
-    settle_seconds: float = SETTLE_SECONDS_DEFAULT
+    pace: Pace = field(default_factory=Pace)
+    takeover: bool = False  # from a holder that gives no sign of life
     multi_conn: bool = True  # else one connection is the whole client
     tls_only: bool = False  # only clients whose connection is encrypted may know of it
     counters: Counters = field(default_factory=Counters)
@@ -73,12 +81,17 @@ class Export:
     device: ObjectDevice | None = field(init=False, default=None)
     _client: Client | None = field(init=False, default=None)
     _lock: Lock | None = field(init=False, default=None)
+    _keeper: Keeper | None = field(init=False, default=None)
+    _watch: Watch = field(init=False)
     _connections: int = field(init=False, default=0)
     _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _retry: asyncio.Task[None] | None = field(init=False, default=None)
 
+    def __post_init__(self) -> None:
+        self._watch = Watch(self.store)
+
     async def load(self) -> None:
-        """Read what the container says of its disk.
+        """Read what the container says of its disk, and who holds it if we are to take over.
 
         Raises `ContainerMissing`, `ExportUnusable` or `StoreError`.
         """
@@ -86,6 +99,8 @@ class Export:
         if container is None:
             raise ContainerMissing("the container does not exist")
         self._adopt(parse_metadata(container.metadata))
+        if self.takeover and not self.read_only:
+            await self._watch.look()
 
     def _adopt(self, info: DiskInfo) -> None:
         check_cache(info.geometry, self.cache_bytes)
@@ -101,6 +116,11 @@ class Export:
         """Whether a lock is held or a device is open."""
         return self.device is not None or self._lock is not None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody else took the container from us: nothing can be stored any more."""
+        return self._keeper is not None and self._keeper.lost is not None
+
     async def attach(self, client: Client) -> Device:
         """One more connection of ``client``. Give it back with `detach`.
 
@@ -110,6 +130,7 @@ class Export:
             self._check_same(client, self._client)  # at once, not after the turn of others
         async with self._turn:
             await self._stop_retrying()
+            self._check_not_lost()
             if self._connections and not self.read_only:
                 assert self._client is not None
                 self._check_same(client, self._client)
@@ -136,39 +157,43 @@ class Export:
 
     async def _take(self, client: Client) -> None:
         """Be ready for a first connection: locked unless read-only, with a device."""
-        await self._check_kept()
         if self.device is not None:
             log.info("%s: %s goes on where the last client stopped", self.name, client)
             return
+        store = self.store
         if self.read_only:
             await self.load()
         else:
             await self._let_go()
-            await self._acquire(client)
+            store = Leased(store, await self._acquire(client))
         self.device = ObjectDevice(
-            self.store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
+            store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
         )
 
-    async def _check_kept(self) -> None:
-        """See that what was kept is still ours, before anything of it is used or stored.
-
-        Raises `ExportError` if the lock was broken: writing now could harm another holder.
-        """
-        if self._lock is None or await self._lock.held():
-            return
-        if self.device is not None:
+    def _check_not_lost(self) -> None:
+        if self._keeper is not None and self._keeper.lost is not None:
             raise ExportError(
-                EIO,
-                f"{self.name}: the lock was broken while {self.device.dirty_bytes} bytes "
-                f"were not written back; restart the server to give them up",
+                ESHUTDOWN, f"{self._keeper.lost}; to use it again, restart the server"
             )
-        self._lock = None  # the unlock that seemed to fail did not, or the lock never was
 
-    async def _acquire(self, client: Client) -> None:
-        mark = mark_for(_holder_host(client), client.port)
-        lock = Lock(self.store, mark, self.settle_seconds)
+    async def _acquire(self, client: Client) -> Keeper:
         try:
-            info = await lock.acquire()
+            await self._lock_for(client, NOBODY)
+        except Locked as locked:
+            over = await self._find_gone(locked)
+            await self._lock_for(client, over)
+            log.warning("%s: taken over from %s", self.name, describe_holder(over.holder))
+        assert self._lock is not None
+        log.info("%s: locked by %s", self.name, self._lock.mark)
+        self._keeper = Keeper(self._lock, self)
+        self._keeper.start()
+        return self._keeper
+
+    async def _lock_for(self, client: Client, over: Sighting) -> None:
+        """Have the lock, with the container's metadata adopted. ``over`` may be superseded."""
+        lock = Lock(self.store, mark_for(_holder_host(client), client.port), self.pace)
+        try:
+            info = await lock.acquire(over)
         except (Locked, ExportUnusable, ContainerMissing):
             raise
         except BaseException:
@@ -176,12 +201,42 @@ class Export:
                 self._lock = lock  # who knows
             raise
         self._lock = lock
-        log.info("%s: locked by %s", self.name, mark)
         try:
             self._adopt(info)
         except SwiftnbdError:
             await self._unlock()
             raise
+
+    async def _find_gone(self, locked: Locked) -> Sighting:
+        """Who may be superseded, being silent for long enough; ``locked`` if nobody may."""
+        left = await self._watch.look()
+        seen = self._watch.seen
+        if seen.client and not (self.takeover and seen.renews):
+            raise locked
+        if left > 0:
+            raise Locked(
+                f"{locked}; it is taken over if that is not heard of for {left:.0f} s more",
+                locked.holder,
+            )
+        return seen
+
+    # swiftnbd.export.lease.Suspendable
+
+    def suspend(self) -> None:
+        if self.device is not None:
+            self.device.suspend()
+
+    def resume(self) -> None:
+        if self.device is not None:
+            self.device.resume()
+
+    def fail(self, reason: str) -> None:
+        dirty = 0 if self.device is None else self.device.dirty_bytes
+        log.error("%s: %s; %d bytes were not written back", self.name, reason, dirty)
+        if self.device is not None:
+            self.device.fail(reason)
+
+    # Letting go
 
     async def detach(self) -> None:
         """One connection less. The last one writes back and unlocks; failing that, keeps both."""
@@ -190,6 +245,8 @@ class Export:
             if self._connections:
                 return
             self._client = None
+            if self.is_lost:
+                return
             try:
                 await self._let_go()
             except SwiftnbdError as error:
@@ -200,8 +257,13 @@ class Export:
         """The server ends: let go of the container. Raises `SwiftnbdError` saying what is lost."""
         async with self._turn:
             await self._stop_retrying()
-            await self._check_kept()
-            await self._let_go()
+            if not self.is_lost:
+                await self._let_go()
+
+    async def abandon(self) -> None:
+        """The process ends: what is still held is not looked after any more."""
+        if self._keeper is not None:
+            await self._keeper.stop()
 
     async def _let_go(self) -> None:
         if self.device is not None:
@@ -212,6 +274,9 @@ class Export:
 
     async def _unlock(self) -> None:
         assert self._lock is not None
+        if self._keeper is not None:
+            await self._keeper.stop()  # or it would undo the release
+            self._keeper = None
         await self._lock.release()
         log.info("%s: unlocked", self.name)
         self._lock = None
@@ -224,8 +289,9 @@ class Export:
         while True:
             await asyncio.sleep(KEPT_RETRY_SECONDS)
             async with self._turn:
+                if self.is_lost:
+                    return
                 try:
-                    await self._check_kept()
                     await self._let_go()
                 except SwiftnbdError as error:
                     log.debug("%s: still kept: %s", self.name, error)

@@ -9,6 +9,7 @@ A disk of ``objects * object_size`` bytes is cut into objects ``disk.part/%08i``
     swiftnbd-object-size  bytes of each
     swiftnbd-client       who holds it, HOST:PORT@UNIXTIME; no such key: nobody
     swiftnbd-last         who held it before
+    swiftnbd-epoch        ours: number of the newest lock epoch (`swiftnbd.export.epoch`)
     swiftnbd-image-size   ours: bytes of an uploaded image that fills the disk only in part
 
 swiftnbd 0.11 wrote ``object_size``, which a current Swift drops; we write ``object-size`` and

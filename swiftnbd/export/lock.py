@@ -1,142 +1,398 @@
 # SPDX-License-Identifier: MIT
-"""One holder per container, marked in its metadata the way swiftnbd 0.11 does.
+"""Taking a container for oneself, keeping it, and giving it back: docs/locking.md in code.
 
-``client`` set means held; ``last`` keeps the previous holder. Swift has no compare-and-set on
-metadata, so a bare check-then-set lets two racers both win. Hence::
+::
 
-    read      client set            -> Locked
-    write     client = our mark
-    settle    wait, so that a racer who read before our write has written too
-    read back client is not ours    -> Locked: the last writer wins, and sees its own mark
-    create    the canary, if absent -> exists: somebody was sure before us -> Locked
+                 acquire                     release
+    (nothing) -----------> settled, leased ---------> released
+                 |             |    ^
+                 | failed      '----' renew
+                 v
+              withdrawn by acquire itself (somebody else has it), or by a later `Lock.release`
+              (the store failed: something of ours may be there)
 
-The settle delay sorts out racers of ordinary speed; the canary, one who took so long between
-reading and writing that its mark went over a holder's. That one puts the holder's mark back.
-
-The canary is an object that exists as long as the container is held, and says by whom. It also
-serves as the object whose presence proves that a 404 on another means absence (see
-`swiftnbd.store.proven`). It goes before the mark does, so one that is found without its mark is
-either a holder's whose mark was overwritten, or was left by a crash and an unlock by 0.11, which
-then has left its mark in ``last``. (If 0.11 has locked once more since, ``last`` is another, and
-we must take it for a holder's: `break_lock` sorts that out, by hand.)
+Nothing here decides when to renew (`swiftnbd.export.lease` does) or that a holder is gone
+(`swiftnbd.export.watch`): this is the protocol alone, one request after the other.
 """
 
-import asyncio
 import logging
-import re
 import secrets
-import time
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from swiftnbd.errors import ContainerMissing, Locked, ObjectExists, StoreError
-from swiftnbd.export.layout import META_PREFIX, OWN_PREFIX, DiskInfo, parse_metadata
+from swiftnbd.errors import (
+    ContainerMissing,
+    Locked,
+    LockLost,
+    ObjectExists,
+    StoreError,
+    StoreUnavailable,
+)
+from swiftnbd.export.epoch import (
+    LEGACY_CANARY,
+    Claim,
+    Epoch,
+    epoch_name,
+    find_newest_known,
+    held_state,
+    read_epoch,
+    released_state,
+)
+from swiftnbd.export.layout import META_PREFIX, DiskInfo, parse_metadata
+from swiftnbd.export.marks import describe_holder
+from swiftnbd.export.pace import Pace, Timing
+from swiftnbd.export.process import current_process
 from swiftnbd.store.base import Store
 
-CANARY = OWN_PREFIX + "canary"
-SETTLE_SECONDS_DEFAULT = 0.25  # several times what a healthy Swift needs to read and write metadata
+SETTLE_ROUNDS_MAX = 3  # read back, mark again, read back; more would be somebody working against us
 
 _CLIENT = META_PREFIX + "client"
 _LAST = META_PREFIX + "last"
-_MARK = re.compile(r"(?P<who>.+)@(?P<since>[0-9]{1,11})")  # 12 digits reach beyond the year 9999
+_EPOCH = META_PREFIX + "epoch"
 
 log = logging.getLogger(__name__)
 
 
-def mark_for(host: str, port: int) -> str:
-    """The mark of a holder from now on: ``HOST:PORT@UNIXTIME``."""
-    return f"{host}:{port}@{int(time.time())}"
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """One holder's time, and what connects it with what that holder kept about the disk.
+
+    Whoever keeps something that is true only as long as nobody else writes (a map of which
+    objects exist) stores ``binding`` with it: that of `Lock.tenure`, before `Lock.release`. On
+    acquiring, only what carries the binding of `Lock.predecessor` may be trusted; '' is nobody's.
+
+    ``last`` is the mark in the metadata: of `predecessor`, the one found; of `tenure`, our own.
+    """
+
+    epoch: int
+    last: str
+    binding: str
 
 
-def describe_holder(mark: str) -> str:
-    """A mark for people: ``192.0.2.7:4242 since 2026-01-02 03:04:05 UTC``."""
-    match = _MARK.fullmatch(mark)
-    if match is None:
-        return mark
-    since = datetime.fromtimestamp(int(match["since"]), UTC)
-    return f"{match['who']} since {since:%Y-%m-%d %H:%M:%S} UTC"
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What the metadata say of holders, whether or not the rest of them makes sense."""
+
+    client: str = ""
+    last: str = ""
+    epoch: int = 0
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> "Marks":
+        digits = metadata.get(_EPOCH, "")
+        hint = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else 0
+        return cls(metadata.get(_CLIENT, ""), metadata.get(_LAST, ""), hint)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """Who is in the way: the mark, and the epochs that are not released, as seen at some moment."""
+
+    client: str = ""
+    epochs: tuple[Epoch, ...] = ()
+
+    @property
+    def holder(self) -> str:
+        """The mark of who holds it; '' if nobody is in the way."""
+        return self.client or (self.epochs[-1].claim.mark if self.epochs else "")
+
+    @property
+    def renews(self) -> bool:
+        """Whether silence says anything of it: 0.11, and who locks by hand, never renews."""
+        marks = {each.claim.mark for each in self.epochs}
+        return self.client in marks and all(each.claim.term_seconds for each in self.epochs)
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long it must stay as it is for its holder to be taken for gone."""
+        alive = (each for each in self.epochs if not each.holder_is_dead)
+        return max((each.quiet_seconds for each in alive), default=0.0)
+
+
+NOBODY = Sighting()
+
+
 class Lock:
-    """The mark of one holder on one container."""
+    """One holder's claim on one container. Each is acquired and released once.
 
-    store: Store
-    mark: str
-    settle_seconds: float = SETTLE_SECONDS_DEFAULT
-    marking: bool = field(init=False, default=False)  # the container may bear our mark
-    _canary: bytes = field(init=False)
+    ``by_hand``: it never renews and holds until somebody unlocks it.
+    """
 
-    def __post_init__(self) -> None:
-        # the token tells apart two holders whose marks happen to be the same
-        self._canary = f"{self.mark} {secrets.token_hex(16)}".encode()
+    def __init__(
+        self,
+        store: Store,
+        mark: str,
+        pace: Pace | None = None,
+        *,
+        by_hand: bool = False,
+        timing: Timing | None = None,
+    ) -> None:
+        self.store = store
+        self.mark = mark
+        self.pace = Pace() if pace is None else pace
+        self.timing = Timing() if timing is None else timing
+        self.marking = False  # something of ours may be stored
+        self.settled = False  # it is ours
+        self.predecessor = Tenure(0, "", "")
+        self.renewed_at = self.deadline = self.timing.clock()  # by our clock
+        self._by_hand = by_hand
+        self._token = secrets.token_hex(16)
+        self._epoch = 0
+        self._etag = ""
+        self._renewals = 0
+        self._is_doubtful = True  # whether another creator may have read back its own before
+        self._before = Marks()
+        self._superseded: list[Epoch] = []
 
-    async def acquire(self) -> DiskInfo:
-        """Mark the container ours and return its metadata as it was.
+    @property
+    def tenure(self) -> Tenure:
+        """Our own, for what is to be trusted by the next holder."""
+        return Tenure(self._epoch, self.mark, self._token)
 
-        Raises `Locked` (who holds it), `ExportUnusable` or `StoreError`.
+    @property
+    def epoch_name(self) -> str:
+        """The object that exists as long as we hold the lock."""
+        return epoch_name(self._epoch)
+
+    # Taking
+
+    async def acquire(self, over: Sighting = NOBODY) -> DiskInfo:
+        """Make the container ours and return its metadata as they were.
+
+        ``over`` says who is known to be gone: they may be superseded if they are still as seen.
+        Raises `Locked` (who holds it), `ExportUnusable` or `StoreError`; after the latter
+        something of ours may be left, for `release` to take back.
         """
-        info = await self._read()
-        if info.client:
-            raise self._held_by(info.client)
-        self.marking = True
-        await self.store.set_metadata({_CLIENT: self.mark})
-        await asyncio.sleep(self.settle_seconds)
-        holder = (await self._read()).client
-        if holder != self.mark:
-            raise self._held_by(holder or "somebody who unlocked it while we locked it")
+        info = await self.store.info()
+        if info is None:
+            raise ContainerMissing(f"{self.store.label}: the container does not exist")
+        disk = parse_metadata(info.metadata)
+        await self.acquire_unread(Marks.of(info.metadata), over)
+        return disk
+
+    async def acquire_unread(self, marks: Marks, over: Sighting) -> None:
+        """`acquire`, whatever else the metadata say. ``marks`` have just been read."""
+        self._before = marks
         try:
-            await self._raise_canary(info.last)
-        except Locked as error:
-            await self.store.set_metadata({_CLIENT: error.holder})
+            await self._acquire(over)
+        except Locked:
+            await self._withdraw()
             raise
-        except StoreError:
-            await self._undo()
-            raise
-        self.store.set_canary(CANARY)
-        return info
 
-    async def held(self) -> bool:
-        """Whether the container still bears our mark."""
-        return (await self._read()).client == self.mark
+    async def _acquire(self, over: Sighting) -> None:
+        before = self._before
+        hinted = await find_newest_known(self.store, before.epoch)
+        self._check_mark(hinted, over)
+        below = await self._create(hinted, over)
+        await self._check_unchanged(below)
+        marks = {_CLIENT: self.mark, _EPOCH: str(self._epoch)}
+        await self.store.set_metadata(marks | ({_LAST: before.client} if before.client else {}))
+        await self._settle(marks)
+        self.predecessor = _tenure_of(below, before)
+        self.settled = True
+        self.store.set_canary(self.epoch_name)
 
-    async def release(self) -> None:
-        """Take our canary and mark away; if the mark is not ours, leave all, with a WARNING."""
+    def _check_mark(self, hinted: Epoch | None, over: Sighting) -> None:
+        """A mark that is not the newest epoch's is 0.11's."""
+        client = self._before.client
+        if client and client != over.client and (hinted is None or client != hinted.claim.mark):
+            raise self._held_by(client)
+
+    async def _create(self, hinted: Epoch | None, over: Sighting) -> Epoch | None:
+        """Make an epoch of ours above all others; the one right below it."""
+        below, number = hinted, max(self._before.epoch, hinted.number if hinted else 0)
+        while True:
+            if below is not None and not below.is_released:
+                self._supersede(below, over)
+            number += 1
+            try:
+                await self._put_claim(number)
+            except ObjectExists:
+                below = await read_epoch(self.store, number)
+                if below is None:
+                    raise StoreUnavailable(
+                        f"{self.store.label}: {epoch_name(number)} exists, and it does not"
+                    ) from None
+            else:
+                return below
+
+    def _supersede(self, epoch: Epoch, over: Sighting) -> None:
+        mark = epoch.claim.mark
+        if epoch not in over.epochs:
+            if not epoch.holder_is_dead:
+                raise self._held_by(mark)
+            log.info("%s: taken back from %s, which is dead", self.store.label, mark)
+        self._superseded.append(epoch)
+
+    async def _put_claim(self, number: int) -> None:
+        clock = self.timing.clock
+        claim = Claim(number, self._token, self.mark, None)
+        if not self._by_hand:
+            claim = replace(claim, term_seconds=self.pace.term_seconds, process=current_process())
+        self.marking, self._epoch, self._is_doubtful = True, number, True
+        sent = clock()
+        self._etag = await self.store.put(epoch_name(number), claim.to_bytes(), if_absent=True)
+        took = clock() - sent
+        if took > self.pace.settle_seconds / 2 and not self.store.admits_one_creator:
+            raise StoreError(
+                f"{self.store.label}: locking took {took:.1f} s, more than half of the settle "
+                f"delay of {self.pace.settle_seconds:g} s: use a longer one (--settle)"
+            )
+        self._is_doubtful = False
+        self.renewed_at, self.deadline = sent, sent + self.pace.term_seconds
+
+    async def _check_unchanged(self, below: Epoch | None) -> None:
+        """Nothing that we relied on has changed until our epoch was there.
+
+        A holder that we take for gone looks for a later epoch after it has renewed, and we for a
+        renewal after we have made ours: so one of us sees the other.
+        """
+        if below is not None and not await self.store.head(epoch_name(below.number), newest=True):
+            raise StoreUnavailable(f"{self.store.label}: its metadata are old; try again")
+        for epoch in self._superseded:
+            if await read_epoch(self.store, epoch.number) != epoch:
+                raise self._held_by(epoch.claim.mark)
+        now = await self._read_marks()
+        if now.client not in ("", self._before.client):
+            raise self._held_by(now.client)
+        if now.epoch != self._before.epoch:
+            raise self._held_by(now.last or "somebody who was here for a moment")
+
+    async def _settle(self, marks: Mapping[str, str]) -> None:
+        """Wait for racers who began before we were done, and see who is left."""
+        for _ in range(SETTLE_ROUNDS_MAX):
+            await self._sleep_settle()
+            await self._read_back()
+            client = (await self._read_marks()).client
+            if client == self.mark:
+                return
+            if client in ("", self._before.client):  # a holder before us was late with its end
+                await self.store.set_metadata(marks)
+            # else it is a racer's, who will see that and put ours back; or 0.11's
+        raise self._held_by(client or "somebody who unlocked it while we locked it")
+
+    async def _sleep_settle(self) -> None:
+        if not self.store.admits_one_creator:
+            await self.timing.sleep(self.pace.settle_seconds)
+
+    async def _read_back(self) -> None:
+        found = await read_epoch(self.store, self._epoch)
+        if found is None or found.claim.token != self._token:
+            raise self._held_by(found.claim.mark if found else "somebody who deletes its epochs")
+
+    # Keeping
+
+    async def renew(self) -> None:
+        """Make the lease last for another term from now on.
+
+        Raises `LockLost` if the lock is not ours any more, or `StoreError` if that cannot be said.
+        """
+        sent = self.timing.clock()
+        self._renewals += 1
+        state = held_state(self._token, self._renewals)
+        if not await self.store.renew(self.epoch_name, state):
+            await self._confirm_gone()
+        found = await self.store.head(self.epoch_name, newest=True)
+        if found is None:
+            await self._confirm_gone()
+        elif found.etag != self._etag:
+            raise self._lost("another one created it too")
+        elif found.token != state:
+            raise StoreUnavailable(f"{self.store.label}: the renewal is not to be seen")
+        await self._keep_mark()
+        if self.timing.clock() >= self.deadline:
+            await self._check_not_superseded()
+        self.renewed_at, self.deadline = sent, sent + self.pace.term_seconds
+
+    async def _confirm_gone(self) -> None:
+        """Raise what a 404 of our epoch means."""
+        await self._read_marks()  # the container answers
+        found = await self.store.head(self.epoch_name, newest=True)
+        if found is not None and found.etag == self._etag:
+            raise StoreUnavailable(f"{self.store.label}: 404 for {self.epoch_name}, which exists")
+        raise self._lost("its epoch is gone")
+
+    async def _check_not_superseded(self) -> None:
+        if await self.store.head(epoch_name(self._epoch + 1), newest=True) is not None:
+            raise self._lost("it was taken over while the lease had run out")
+
+    async def _keep_mark(self) -> None:
+        """See that the metadata still name us, for 0.11 and for people."""
+        marks = await self._read_marks()
+        if marks.epoch > self._epoch:
+            raise self._lost(f"it was taken over by {marks.client or marks.last}")
+        if marks.client == self.mark:
+            return
+        if not marks.client and marks.last == self.mark:
+            raise self._lost("somebody unlocked it")
+        if marks.client not in ("", self._before.client, self._before.last):
+            raise self._lost(f"{marks.client} wrote over it")
+        log.info("%s: the mark was lost to a late write, marked again", self.store.label)
+        await self.store.set_metadata({_CLIENT: self.mark, _EPOCH: str(self._epoch)})
+
+    # Giving back
+
+    async def release(self, *, changed: bool = True, last: str = "") -> None:
+        """Let go of the container; what is not ours any more is left alone, with a WARNING.
+
+        ``changed`` False: what the last holder kept is still true. ``last`` is who is remembered
+        as the last holder, if not we. Can be tried again if the store fails.
+        """
+        if not self.settled:
+            await self._withdraw()
+            return
         self.store.set_canary(None)
-        holder = (await self._read()).client
-        if holder != self.mark:
+        found = await read_epoch(self.store, self._epoch)
+        marks = await self._read_marks()
+        ours = found is not None and found.claim.token == self._token
+        if found is not None and ours and not found.is_released:
+            await self._remove_older()
+            is_ours_alone = marks.client == self.mark and not last
+            binding = self._token if changed else self.predecessor.binding
+            state = released_state(self._token, binding if is_ours_alone else "")
+            await self.store.renew(self.epoch_name, state)
+        if marks.client == self.mark:
+            await self.store.set_metadata({_CLIENT: "", _LAST: last or self.mark})
+        elif not (found is not None and ours and found.is_released):  # by us, a moment ago
             log.warning(
                 "%s: the lock %s is gone (now: %s); somebody unlocked it while it was in use",
                 self.store.label,
                 self.mark,
-                holder or "unlocked",
+                marks.client or "unlocked",
             )
+
+    async def _remove_older(self) -> None:
+        """Delete the epochs before ours, which exists; if one is left over, it harms nobody."""
+        with suppress(StoreError):
+            number, is_clean = self._epoch - 1, bool(self.predecessor.binding)
+            while number and await self.store.delete(epoch_name(number)) and not is_clean:
+                number -= 1
+            if not self.predecessor.epoch:
+                await self.store.delete(LEGACY_CANARY)
+
+    async def _withdraw(self) -> None:
+        """Take back what an `acquire` that failed may have left."""
+        if not self.marking:
             return
-        await self.store.delete(CANARY)
-        await self.store.set_metadata({_CLIENT: "", _LAST: self.mark})
+        await self._sleep_settle()
+        found = await read_epoch(self.store, self._epoch)
+        ours = found is not None and found.claim.token == self._token
+        if ours and (not self._is_doubtful or self.store.admits_one_creator):
+            await self.store.renew(self.epoch_name, released_state(self._token, ""))
+        if (await self._read_marks()).client == self.mark:
+            is_theirs = found is not None and not ours and not found.is_released
+            theirs = found.claim.mark if found is not None and is_theirs else self._before.client
+            await self.store.set_metadata({_CLIENT: theirs})
+        self.marking = False
 
-    async def _raise_canary(self, last: str) -> None:
-        try:
-            await self.store.put(CANARY, self._canary, if_absent=True)
-        except ObjectExists:
-            blob = await self.store.get(CANARY, newest=True)
-            holder = blob.data.decode(errors="replace").partition(" ")[0] if blob else last
-            if holder != last:
-                raise self._held_by(holder) from None
-            await self.store.put(CANARY, self._canary)  # left over from ``last``
+    # Helpers
 
-    async def _undo(self) -> None:
-        """Take back what a failed `acquire` may have done; what cannot be stays locked."""
-        blob = await self.store.get(CANARY, newest=True)
-        if blob is not None and blob.data == self._canary:  # another's proves absence to them
-            await self.store.delete(CANARY)
-        await self.store.set_metadata({_CLIENT: ""})
-
-    async def _read(self) -> DiskInfo:
+    async def _read_marks(self) -> Marks:
         info = await self.store.info()
         if info is None:
             raise ContainerMissing(f"{self.store.label}: the container does not exist")
-        return parse_metadata(info.metadata)
+        return Marks.of(info.metadata)
 
     def _held_by(self, mark: str) -> Locked:
         return Locked(
@@ -145,8 +401,13 @@ class Lock:
             mark,
         )
 
+    def _lost(self, reason: str) -> LockLost:
+        return LockLost(f"the lock {self.mark} is lost: {reason}")
 
-async def break_lock(store: Store, mark: str) -> None:
-    """Take away somebody's ``mark``, remembering it as the last holder."""
-    await store.delete(CANARY)
-    await store.set_metadata({_CLIENT: "", _LAST: mark})
+
+def _tenure_of(below: Epoch | None, before: Marks) -> Tenure:
+    """The tenure before ours. Its binding counts only if nobody like 0.11 has been here since."""
+    if below is None:
+        return Tenure(0, before.last, "")
+    is_whole = below.is_released and not before.client and before.last == below.claim.mark
+    return Tenure(below.number, before.last, below.binding if is_whole else "")

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swiftnbd.export.pace import Pace
 from swiftnbd.server.access import Access
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
 CACHE_BYTES_DEFAULT = 64 * 1024 * 1024
+OUTAGE_SECONDS_DEFAULT = 60.0  # half of the 120 s after which a Linux task counts as hung
 HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
 CONNECTIONS_DEFAULT = 200  # each may take some memory, see docs/SECURITY.md
 CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every place
@@ -102,6 +104,8 @@ class ServerConfig:
 
     ``listen`` is where clients come in; with a ``connection`` it serves that one, and ends with
     it. ``access`` goes for all exports, ``export_access`` for some of them in addition.
+    ``takeover``: from a holder that gives no sign of life. ``outage_seconds`` is how long a request
+    to a Swift is tried before it fails.
 
     ``default_export`` is what the empty name means; None: the only export, if there is but one.
     ``structured_replies`` and ``mask_handshake`` (what is left of the handshake flags) take from
@@ -116,6 +120,9 @@ class ServerConfig:
     connections_per_address_max: int = CONNECTIONS_PER_ADDRESS_DEFAULT
     access: Access = field(default_factory=Access)
     export_access: Mapping[str, Access] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+    takeover: bool = False
+    outage_seconds: float = OUTAGE_SECONDS_DEFAULT
     tls: TlsConfig | None = None
     default_export: str | None = None
     list_exports: bool = True

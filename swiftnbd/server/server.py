@@ -118,6 +118,8 @@ class Server:
             self._watch.cancel()
             await asyncio.wait([self._watch])
         whole = [self._report_loss(export) for export in self._exports.values()]
+        for export in self._exports.values():
+            await export.abandon()
         log.info("exiting")
         return all(whole)
 
@@ -139,8 +141,9 @@ class Server:
         shown = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:LOST_RANGES_SHOWN_MAX])
         more = len(ranges) - LOST_RANGES_SHOWN_MAX
         log.error(
-            "%s: stays locked; bytes not written back: %s%s",
+            "%s: %s; bytes not written back: %s%s",
             export.name,
+            "its lock is lost" if export.is_lost else "stays locked",
             shown or "none",
             f" and {more} more ranges" if more > 0 else "",
         )

@@ -58,9 +58,14 @@ class ContainerInfo:
 
 
 class Store(ABC):
-    """One container of named objects. ``label`` names it in messages ("swift:backups")."""
+    """One container of named objects. ``label`` names it in messages ("swift:backups").
+
+    ``admits_one_creator``: of several ``put(if_absent=True)`` at once just one succeeds. Where it
+    is False each that began before the others were done may.
+    """
 
     label: str
+    admits_one_creator: bool = False
 
     @abstractmethod
     async def get(

@@ -60,6 +60,8 @@ T = TypeVar("T")
 class DirectoryStore(Store):
     """The container ``container`` in the directory ``root``."""
 
+    admits_one_creator = True  # link(2) does
+
     def __init__(self, root: Path, container: str) -> None:
         check_container_name(container)
         self._folder = Folder(root, container)

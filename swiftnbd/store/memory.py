@@ -65,6 +65,8 @@ class MemoryAccount:
 class MemoryStore(Store):
     """The container ``name`` of an account in memory. No method ever gives up the event loop."""
 
+    admits_one_creator = True
+
     def __init__(self, name: str, account: MemoryAccount | None = None) -> None:
         check_container_name(name)
         self.name = name

@@ -18,8 +18,8 @@ from swiftnbd.errors import (
     StoreUnavailable,
     SwiftnbdError,
 )
-from swiftnbd.export.layout import Geometry, object_name
-from swiftnbd.export.lock import CANARY
+from swiftnbd.export.epoch import EPOCH_PREFIX
+from swiftnbd.export.layout import OWN_PREFIX, Geometry, object_name
 from swiftnbd.store.base import Listed, Store
 from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
@@ -34,7 +34,7 @@ async def set_up(store: Store, objects: int) -> None:
 
 async def test_container_goes_with_everything_in_it(disk: Store, told: Told) -> None:
     await disk.put(object_name(3), b"x")
-    await disk.put("swiftnbd/epoch/1", b"x")
+    await disk.put("swiftnbd/map", b"x")
     await disk.put("letters/mum.txt", b"x")
     await delete(disk, name=NAME, tell=told)
     assert await disk.info() is None
@@ -105,12 +105,12 @@ async def test_listing_that_never_catches_up_is_one_sentence(told: Told) -> None
     assert "client" not in await metadata(store)
 
 
-async def test_canary_lives_until_all_others_are_gone(told: Told) -> None:
+async def test_epoch_lives_until_all_others_are_gone(told: Told) -> None:
     store = Lagging(attempts=0)
     await set_up(store, 40)
     await delete(store, name=NAME, tell=told)
     assert len(store.deleted) == 41
-    assert store.deleted[-1] == CANARY
+    assert store.deleted[-1] == EPOCH_PREFIX + "1"
 
 
 class Slow(MemoryStore):
@@ -124,7 +124,7 @@ class Slow(MemoryStore):
         self.error: Exception | None = None
 
     async def delete(self, name: str) -> bool:
-        if name != CANARY:
+        if not name.startswith(OWN_PREFIX):
             self.at_work += 1
             if self.at_work == 16:
                 self.busy.set()

@@ -14,9 +14,15 @@ FRESH = {"version": "1", "objects": "8", "object-size": "4096"}
 
 
 async def run(
-    store: Store, told: Told, objects: int = 8, size: int = OBJECT_SIZE, **o: bool
+    store: Store,
+    told: Told,
+    objects: int = 8,
+    size: int = OBJECT_SIZE,
+    *,
+    force: bool = False,
+    exist_ok: bool = False,
 ) -> None:
-    request = SetupRequest(Geometry(objects, size), None, **o)
+    request = SetupRequest(Geometry(objects, size), None, force, exist_ok)
     await setup(store, name=NAME, request=request, tell=told)
 
 
@@ -122,7 +128,7 @@ async def test_force_makes_the_disk_larger_and_keeps_its_data(disk: Store, told:
     await run(disk, told, 16, force=True)
     found = await metadata(disk)
     assert (found["objects"], "client" in found) == ("16", False)
-    assert [row.name for row in await disk.listing()] == [object_name(3)]
+    assert [row.name for row in await disk.listing(prefix="disk.part/")] == [object_name(3)]
 
 
 async def test_smaller_disk_is_told_what_becomes_of_its_end(disk: Store, told: Told) -> None:

@@ -17,7 +17,7 @@ from swiftnbd.errors import StoreUnavailable, SwiftnbdError
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
-from swiftnbd.export.lock import break_lock
+from swiftnbd.export.watch import break_lock, sight
 from swiftnbd.store.memory import MemoryStore
 from tests.model.oracle import TAGS_MAX, Oracle
 from tests.support.disks import SIZE, TURNS, joined, name, turns
@@ -132,7 +132,7 @@ class DiskMachine(RuleBasedStateMachine):
     def _start(self) -> None:
         """A server starts on what is stored."""
         self.store = Faulty(self.memory, self._plan)
-        self.export = Export("disk", self.store, cache_bytes=CACHED * SIZE, settle_seconds=0)
+        self.export = Export("disk", self.store, cache_bytes=CACHED * SIZE)
         self.run(self.export.load())
         self._attach()
 
@@ -251,8 +251,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.pending.clear()
         self.oracle.crash()
         self.oracle.see_both(self.image())
-        metadata = self.memory.account.containers["disk"].metadata
-        self.run(break_lock(self.memory, metadata["swiftnbd-client"]))
+        self.run(_break_lock(self.memory))
         self._start()
 
     def _end_all_tasks(self) -> None:
@@ -317,6 +316,11 @@ class DiskMachine(RuleBasedStateMachine):
         finally:
             self._end_all_tasks()
             self.loop.close()
+
+
+async def _break_lock(store: MemoryStore) -> None:
+    """As ``swiftnbd-ctl unlock`` does; this very process made it, so it does not count as dead."""
+    await break_lock(store, "unlock:1@1700000000", await sight(store))
 
 
 def _ignore(result: object, done: bool) -> None:

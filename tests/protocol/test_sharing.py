@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from swiftnbd.export import export as export_module
+from swiftnbd.export.pace import Pace
 from swiftnbd.server import server as server_module
 from swiftnbd.server import transmission as transmission_module
 from tests.support import nbd_client as nbd
@@ -213,7 +214,7 @@ async def test_store_that_fails_at_attach_is_told_and_the_server_goes_on(
     await served.check_full_service()
 
 
-@pytest.mark.parametrize("pattern", ["set .*client", "put swiftnbd/canary"])
+@pytest.mark.parametrize("pattern", ["set .*client", "put swiftnbd/epoch"])
 @pytest.mark.expects_log("refused 'disk': memory:disk")
 async def test_lock_that_failed_halfway_does_not_shut_us_out(
     served: Serving, store: GatedStore, pattern: str
@@ -243,7 +244,7 @@ async def test_unlock_that_fails_is_kept_and_the_next_client_attaches(
     store.heal()
     async with await served.attached(source=PEER) as peer:
         await peer.write(0, b"next")
-        assert "swiftnbd/canary" in store.account.containers["disk"].objects
+        assert "swiftnbd/epoch/2" in store.account.containers["disk"].objects
         await peer.disconnect()
     await served.idle()
     assert store.holder == ""
@@ -312,13 +313,16 @@ async def test_bytes_not_written_back_are_there_for_the_next_client(
 
 @pytest.mark.expects_log("WRITE 0.4 flags 0x0 failed")
 @pytest.mark.expects_log("disk: kept locked, trying again")
-@pytest.mark.expects_log("lock was broken while 65536 bytes were not written back")
-@pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535")
+@pytest.mark.expects_log("is lost: other:1@1700000000 wrote over it; 65536 bytes were not written")
+@pytest.mark.expects_log("refused 'disk': the lock .* to use it again, restart the server")
+@pytest.mark.expects_log("disk: its lock is lost; bytes not written back: 0-65535")
 async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "KEPT_RETRY_SECONDS", 0.001)
-    async with serving(*exports_of(store), stops_whole=False) as served:
+    monkeypatch.setattr(export_module, "KEPT_RETRY_SECONDS", 60)
+    (export,) = exports_of(store)
+    export.pace = Pace(term_seconds=0.3)
+    async with serving(export, stops_whole=False) as served:
         store.fail("put disk.part")
         async with await served.attached() as peer:
             with pytest.raises(NbdError):
@@ -326,10 +330,8 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
             await peer.disconnect()
         await served.idle()
         store.metadata["swiftnbd-client"] = "other:1@1700000000"
+        await until(lambda: export.is_lost)
         store.heal()
-        checked = store.gate("^info")
-        checked.open()
-        await checked.reached(3)
         with pytest.raises(Refused, match="'disk' is not available now"):
             async with await served.greeted() as peer:
                 await peer.go(b"disk")
@@ -373,7 +375,7 @@ async def test_hanging_attach_delays_no_other_export() -> None:
 async def test_client_that_left_while_the_lock_was_taken_holds_nothing(
     served: Serving, store: GatedStore
 ) -> None:
-    gate = store.gate("put swiftnbd/canary")
+    gate = store.gate("put swiftnbd/epoch")
     peer = await served.greeted()
     peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\6" + bytes(6))
     await gate.reached()

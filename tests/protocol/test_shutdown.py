@@ -225,7 +225,7 @@ async def test_stop_right_after_a_client_connected_does_not_wait_for_it(store: G
 
 async def test_stop_while_a_client_attaches_lets_it_go_again(store: GatedStore) -> None:
     async with serving(*exports_of(store)) as served, await served.greeted() as peer:
-        gate = store.gate("put swiftnbd/canary")
+        gate = store.gate("put swiftnbd/epoch")
         peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\x0a", query_bytes(b"disk"))
         await gate.reached()
         stopping = asyncio.create_task(served.server.stop())
@@ -295,7 +295,7 @@ async def test_shutdown_that_is_cut_short_while_locking_reports_the_lock(
     store: GatedStore,
 ) -> None:
     async with serving(*exports_of(store)) as served, await served.greeted() as peer:
-        gate = store.gate("put swiftnbd/canary")
+        gate = store.gate("set .*client", after=True)
         peer.send(b"IHAVEOPT\0\0\0\7\0\0\0\6" + bytes(6))
         await gate.reached()
         server = served.server

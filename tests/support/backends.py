@@ -61,11 +61,16 @@ class Backend(ABC):
     def image(self, container: str) -> bytes:
         """The disk as a reader of format v1 sees it: every part or zeros, in order.
 
-        Checks on the way that nothing but whole parts of this disk lies in the container.
+        Checks on the way that nothing but whole parts of this disk, and what is marked as our
+        own, lies in the container.
         """
         metadata = self.metadata(container)
         size, count = int(metadata["object-size"]), int(metadata["objects"])
-        stored = self.objects(container)
+        stored = {
+            name: data
+            for name, data in self.objects(container).items()
+            if not name.startswith("swiftnbd/")  # ours, and nothing to 0.11
+        }
         names = [f"{PART}{index:08d}" for index in range(count)]
         assert not stored.keys() - set(names), f"foreign objects: {stored.keys() - set(names)}"
         wrong = {name: len(data) for name, data in stored.items() if len(data) != size}

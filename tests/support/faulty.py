@@ -149,6 +149,7 @@ class Faulty(Store):
 
     def __post_init__(self) -> None:
         self.label = self.store.label
+        self.admits_one_creator = self.store.admits_one_creator
 
     def count(self, op: str) -> int:
         """How many calls of ``op`` there were, on whatever object."""

@@ -303,7 +303,6 @@ def exports_of(*stores: Store, read_only: bool = False, multi_conn: bool = True)
             store.label.rpartition(":")[2],
             store,
             read_only,
-            settle_seconds=0,
             multi_conn=multi_conn,
         )
         for store in stores

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""As long as a lock holds: renewals, what happens when they fail, and nothing stored after that.
+
+::
+
+               renewed                     renewed, still ours
+            .---------.                 .-------------------------.
+            |         v                 v                         |
+    start ->   LEASED  -- lease over ->  -----> SUSPENDED --------'
+                  |                                 |
+                  '------- not ours any more -------'-------> LOST
+
+The lease ends by the lock's own clock. The timer that says so may be late (the process was
+stopped), so whoever is about to store something asks the clock itself: `Leased`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+from swiftnbd.errors import LockLost, StoreError, SwiftnbdError
+from swiftnbd.export.lock import Lock
+from swiftnbd.store.base import (
+    LISTING_LIMIT_MAX,
+    OBJECT_BYTES_MAX,
+    Blob,
+    Buffer,
+    ContainerInfo,
+    Listed,
+    ObjectInfo,
+    Store,
+)
+
+RETRY_SECONDS = 1.0  # between renewals that fail at once: a Swift that is back is noticed that soon
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Suspendable(Protocol):
+    """Who relies on the lock."""
+
+    def suspend(self) -> None:
+        """Answer nothing, store nothing; what is being stored is aborted."""
+
+    def resume(self) -> None:
+        """Go on where it stopped."""
+
+    def fail(self, reason: str) -> None:
+        """The lock is lost: refuse everything (ESHUTDOWN), for good."""
+
+
+class Keeper:
+    """Keeps the lease of an acquired ``lock`` up, and tells ``user`` when that did not work."""
+
+    def __init__(self, lock: Lock, user: Suspendable) -> None:
+        self.lock = lock
+        self.lost: LockLost | None = None
+        self.is_suspended = False
+        self._user = user
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to renew, as a task."""
+        self._task = asyncio.get_running_loop().create_task(self.keep())
+        self._arm()
+
+    async def stop(self) -> None:
+        """No renewal begins or is under way any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([self._task])
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the lease, by the clock; suspends if that is nothing, whatever the timer does."""
+        if self.lost is not None:
+            return 0.0
+        left = self.lock.deadline - self.lock.timing.clock()
+        if left <= 0:
+            self._suspend()
+        return max(0.0, left)
+
+    async def keep(self) -> None:
+        """Renew for as long as the lock is ours."""
+        lock = self.lock
+        while self.lost is None:
+            due = lock.renewed_at + lock.pace.renewal_seconds
+            await lock.timing.sleep(max(0.0, due - lock.timing.clock()))
+            try:
+                await lock.renew()
+            except LockLost as error:
+                self._lose(error)
+            except SwiftnbdError as error:
+                log.debug("%s: not renewed: %s", lock.store.label, error)
+                await lock.timing.sleep(min(RETRY_SECONDS, lock.pace.renewal_seconds))
+            else:
+                self._renewed()
+
+    def _renewed(self) -> None:
+        if self.is_suspended and self.seconds_left:
+            self.is_suspended = False
+            log.warning("%s: the lock is still ours, going on", self.lock.store.label)
+            self._user.resume()
+
+    def _suspend(self) -> None:
+        if not self.is_suspended:
+            self.is_suspended = True
+            log.warning(
+                "%s: the lock could not be renewed for %g s: suspended until the store answers",
+                self.lock.store.label,
+                self.lock.pace.term_seconds,
+            )
+            self._user.suspend()
+
+    def _lose(self, error: LockLost) -> None:
+        self.lost = error
+        self._user.fail(str(error))
+
+    def _arm(self) -> None:
+        if self.lost is not None:
+            return
+        left = self.seconds_left
+        wait = left if left else self.lock.pace.renewal_seconds
+        self._timer = asyncio.get_running_loop().call_later(wait, self._arm)
+
+
+class Leased(Store):
+    """``store``, changed only under a lease: no PUT or DELETE begins after it, or outlasts it."""
+
+    def __init__(self, store: Store, keeper: Keeper) -> None:
+        self.label = store.label
+        self.admits_one_creator = store.admits_one_creator
+        self._store = store
+        self._keeper = keeper
+
+    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+        return await self._leased(lambda: self._store.put(name, data, if_absent=if_absent))
+
+    async def delete(self, name: str) -> bool:
+        return await self._leased(lambda: self._store.delete(name))
+
+    async def _leased(self, change: Callable[[], Awaitable[T]]) -> T:
+        left = self._keeper.seconds_left
+        if self._keeper.lost is not None:
+            raise self._keeper.lost
+        timeout = asyncio.timeout(left)
+        try:
+            async with timeout:
+                if left:
+                    return await change()
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+        raise StoreError(f"{self.label}: the lock's lease is over")
+
+    async def get(
+        self,
+        name: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        newest: bool = False,
+        size_max: int = OBJECT_BYTES_MAX,
+    ) -> Blob | None:
+        return await self._store.get(
+            name, start=start, length=length, newest=newest, size_max=size_max
+        )
+
+    async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
+        return await self._store.head(name, newest=newest)
+
+    async def renew(self, name: str, token: str) -> bool:
+        return await self._store.renew(name, token)
+
+    async def listing(
+        self, *, prefix: str = "", after: str = "", before: str = "", limit: int = LISTING_LIMIT_MAX
+    ) -> list[Listed]:
+        return await self._store.listing(prefix=prefix, after=after, before=before, limit=limit)
+
+    async def info(self, *, count: bool = False) -> ContainerInfo | None:
+        return await self._store.info(count=count)
+
+    async def set_metadata(self, changes: Mapping[str, str]) -> None:
+        await self._store.set_metadata(changes)
+
+    async def create_container(
+        self, metadata: Mapping[str, str] | None = None, *, policy: str | None = None
+    ) -> bool:
+        return await self._store.create_container(metadata, policy=policy)
+
+    async def delete_container(self) -> bool:
+        return await self._store.delete_container()
+
+    def set_canary(self, name: str | None) -> None:
+        self._store.set_canary(name)
