@@ -166,7 +166,7 @@ def test_slow_reader_gets_all_of_what_it_asked_for(folder: Path) -> None:
         assert process.stdout is not None
         everything = READ[:24] + (4 * 65536).to_bytes(4)
         process.stdin.write(HANDSHAKE + everything + DISC)
-        process.stdin.flush()
+        process.stdin.close()
         wait_for_log(folder, "shutting down")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2)  # there is more than a pipe holds
