@@ -3,7 +3,8 @@
 
 inetd, libnbd and qemu hand over one socket for both: it is served as it is. Pipes, as a shell or
 ssh give them, are bridged to a pair of sockets by two threads: so the rest of the server knows
-sockets only, and any kind of descriptor will do, a file too.
+sockets only, and any kind of descriptor will do, a file too. The kernel does not tell who is at
+the other end of a pipe; that client counts as this process.
 """
 
 import asyncio
