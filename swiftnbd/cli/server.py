@@ -185,17 +185,17 @@ def with_room(config: ServerConfig, exports: int) -> ServerConfig:
     return replace(config, connections_max=possible)
 
 
-def _captive(plan: Plan, names: Sequence[str], place: "Place") -> "Captive":
+def _captive(plan: Plan, names: Sequence[str], places: "Sequence[Place]") -> "Captive":
     """The command of ``--run``, told where the server is the way nbdkit tells."""
     from swiftnbd.server.captive import Captive
 
     name = plan.server.default_export or (names[0] if len(names) == 1 else "")
-    uri = place.uri(name, encrypted=plan.is_tls_only(name))
+    uri = places[0].uri(name, encrypted=plan.is_tls_only(name))
     environment = {
         "uri": uri,
         "nbd": uri,
-        "unixsocket": place.path,
-        "port": str(place.port or ""),
+        "unixsocket": next((place.path for place in places if place.path), ""),
+        "port": next((str(place.port) for place in places if place.port), ""),
         "exportname": name,
     }
     assert plan.command is not None

@@ -61,7 +61,7 @@ class Server:
     async def run(
         self,
         ready: Callable[[Sequence[Place]], None],
-        captive: Callable[[Place], Captive] | None = None,
+        captive: Callable[[Sequence[Place]], Captive] | None = None,
     ) -> int:
         """Serve until SIGTERM or SIGINT; the exit code. ``ready`` is told where it listens.
 
@@ -78,7 +78,7 @@ class Server:
             if captive is None:
                 await self._stopping.wait()
             else:
-                code = await captive(places[0]).run(self._stopping, self._forced)
+                code = await captive(places).run(self._stopping, self._forced)
         finally:
             stats.cancel()
             whole = await self.stop()

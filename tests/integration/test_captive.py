@@ -43,6 +43,12 @@ def test_command_is_told_of_the_address_asked_for(folder: Path) -> None:
     assert (path, name) == ("", "a disk")
 
 
+def test_command_is_told_of_a_port_and_a_socket_if_there_are_both(folder: Path) -> None:
+    uri, _, path, port, _ = shown(folder, "-p", "0", "-U", "sock")
+    assert uri == f"nbd://127.0.0.1:{port}/a%20disk"
+    assert path == str(folder / "sock")
+
+
 def test_command_is_told_of_the_default_export(folder: Path) -> None:
     ctl("-a", f"file:{folder}/store", "setup", "other", "4")
     assert shown(folder)[4] == ""

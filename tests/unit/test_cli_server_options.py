@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from swiftnbd.cli.flags import GroupedOption
 from swiftnbd.cli.run import run
 from swiftnbd.cli.server import server
 from swiftnbd.cli.server_options import (
@@ -181,14 +182,9 @@ def test_help_shows_every_flag_under_a_title(capsys: pytest.CaptureFixture[str])
     assert run(server, "swiftnbd-server", ["--help"]) == 0
     shown = capsys.readouterr().out
     titles = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
-    assert titles == [
-        "Where the containers are:",
-        "Where clients connect:",
-        "What they get:",
-        "Encryption:",
-        "How they are talked to:",
-        "The process:",
-        "Other:",
-    ]
+    assert titles[0] == "Where the containers are:"
+    assert titles[-1] == "Other:"  # the version, -v and the help itself
+    rest = [option.name for option in server.params if not isinstance(option, GroupedOption)]
+    assert rest == ["version", "verbose"]
     for option in server.params:
         assert all(re.search(rf"  {flag}\b|, {flag}\b", shown) for flag in option.opts)
