@@ -22,8 +22,10 @@ from swiftnbd.store.base import Buffer
 EXTENT_BYTES_MAX = 2**32 - 512  # what 32 bits can say, in whole sectors
 EXTENT_BYTES_MIN = 512  # we answer no more extents than this gives: a small question, few bytes
 EXTENT_COST_BYTES = 128  # in memory, of one extent, generously
+EXTENTS_PER_TURN_MAX = 4096  # a few milliseconds, then others have a turn
 LOOKS_FOR_ONE_MAX = 8  # extents to look at where one is wanted: neighbours may be of one kind
 
+_HOLE, _ZERO = int(BlockState.HOLE), int(BlockState.ZERO)
 _FAILURES = {
     Error.EPERM: "the store refused it",
     Error.ENOSPC: "the store has no room left",
@@ -170,14 +172,16 @@ async def _allocation(device: Device, request: Request) -> list[tuple[int, int]]
     position = request.offset
     end = position + min(request.length, EXTENT_BYTES_MAX)
     while position < end and left > 0 and not (one and len(extents) > 1):
-        found = await device.extents(position, end - position, count=left)
+        count = min(left, EXTENTS_PER_TURN_MAX)
+        found = await device.extents(position, end - position, count=count)
         left -= len(found)
         for length, hole, zero in found:
             position += length
-            state = (BlockState.HOLE.value if hole else 0) | (BlockState.ZERO.value if zero else 0)
+            state = (_HOLE if hole else 0) | (_ZERO if zero else 0)
             if extents and extents[-1][1] == state:
                 length += extents.pop()[0]
             extents.append((length, state))
+        await asyncio.sleep(0)
     assert position <= end, "the device told of more than it was asked for"
     return extents[:1] if one else extents
 

@@ -10,7 +10,7 @@ from swiftnbd.errors import ExportError, StoreError, StoreFull
 from swiftnbd.protocol.constants import TransmissionFlag
 from tests.support import nbd_client as nbd
 from tests.support.byte_device import BLOCK, PLAIN, ByteDevice, transmitting
-from tests.support.loopback import Peer
+from tests.support.loopback import Peer, until
 from tests.support.nbd_client import (
     DF,
     FAST_ZERO,
@@ -311,6 +311,18 @@ async def test_e20_block_status_of_many_extents_is_bounded() -> None:
         assert len(found) == 64 * KiB
         assert set(found) == {(BLOCK, 0), (BLOCK, 3)}
         assert await extents(direct.peer, 0, 2**32 - 1, REQ_ONE) == [(BLOCK, 0)]
+
+
+async def test_e20_block_status_of_many_extents_leaves_time_for_others() -> None:
+    """Acceptance rows E19, E20: nobody waits for all of the answer."""
+    device = Huge(alternating=True)
+    async with transmitting(device) as direct:
+        direct.peer.request(nbd.BLOCK_STATUS, 0, 2**32 - 1)
+        await until(lambda: bool(device.calls))
+        assert len(device.calls) < 16
+        chunks = await direct.peer.chunks()
+        assert len(chunks[0].extents) == 64 * KiB
+        assert len(device.calls) == 16
 
 
 async def test_block_status_answers_no_more_than_a_few_bytes_for_each_sector_asked() -> None:
