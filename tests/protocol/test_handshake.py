@@ -384,7 +384,12 @@ def test_any_split_gives_the_same(name: str, cuts: set[int]) -> None:
     assert (split.sent, split.ended) == (whole.sent, whole.ended)
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", FIXED, FIXED + MAGIC]))
+STARTS = [b"", FIXED, FIXED + MAGIC]
+STARTS += [FIXED + option(8) + MAGIC + b"\0\0\0" + bytes([kind]) for kind in (7, 9, 10)]
+STARTS += [FIXED + option(8) + option(kind, b"", 40) + b"\0\0\0\4disk\0\0" for kind in (9, 10)]
+
+
+@given(st.binary(max_size=300), st.sampled_from(STARTS))
 def test_any_bytes_end_in_waiting_a_reply_or_a_protocol_error(noise: bytes, start: bytes) -> None:
     Dialogue().feed(start + noise)
 
