@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from swiftnbd.server.budget import Share
 from swiftnbd.store.base import Buffer
 
+SMALL_BYTES = 512  # a piece in a transport takes about as much beside its bytes
+
 
 class Outbox:
     """Collects replies; those of one turn of the event loop leave in one ``writelines``.
@@ -46,12 +48,11 @@ class Outbox:
     def send(self) -> None:
         """Hand what is queued to the transport."""
         if self.pieces and not self._transport.is_closing():
-            if self.writable:
-                self._transport.writelines(self.pieces)
-            else:
-                before = self._transport.get_write_buffer_size()
-                self._transport.writelines(self.pieces)
-                self._stuck += self._transport.get_write_buffer_size() - before
+            was_writable, waiting = self.writable, self._transport.get_write_buffer_size()
+            # they will wait too, and small ones would take more room than their bytes
+            self._transport.writelines(_joined(self.pieces) if waiting else self.pieces)
+            if not was_writable:
+                self._stuck += self._transport.get_write_buffer_size() - waiting
         self.pieces.clear()
         cost, self._cost = self._cost, 0
         if self.writable:
@@ -77,3 +78,10 @@ class Outbox:
         if self.writable:
             return self._taken_before
         return self._taken_before + self._stuck - self._transport.get_write_buffer_size()
+
+
+def _joined(pieces: list[Buffer]) -> list[Buffer]:
+    """The same bytes; as one piece, if the pieces are small."""
+    if sum(map(len, pieces)) < SMALL_BYTES * len(pieces):
+        return [b"".join(pieces)]
+    return pieces

@@ -8,6 +8,7 @@ back where they were (`serving`); where memory is attacked, that is too.
 
 import asyncio
 import logging
+import socket
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -280,6 +281,46 @@ async def test_replies_that_are_never_read_take_no_more_than_their_bounds(
                 await peer.reset()
             del peer, peers
             await served.check_full_service()
+
+
+async def test_tiny_replies_that_are_never_read_take_no_more_than_large_ones(
+    served: Serving,
+) -> None:
+    """E18: a reply of 17 bytes in objects of its own would take twenty times as much."""
+    async with await served.attached() as other:
+        await other.read(0, 1)  # now it is cached
+        peer = await served.attached(receive_buffer=4096)
+        many = request_bytes(nbd.READ, 0, 1) * 200_000
+        connection = next(x for x in served.server._transmissions if str(x) == name_of(peer))
+        outbox = connection._outbox
+        kernel = connection._transport.get_extra_info("socket")
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with memory_comes_back(peak_max=6 * MiB):
+            sending = asyncio.create_task(send_all(peer, many))
+            outbox = next(
+                each._outbox for each in served.server._transmissions if str(each) == name_of(peer)
+            )
+            await until(lambda: not outbox.writable)
+            await peer.reset()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            await until(lambda: len(served.server._transmissions) == 1)
+            del peer, connection, sending
+        await other.disconnect()
+    await served.check_full_service()
+
+
+def name_of(peer: Peer) -> str:
+    """What the server calls its connection."""
+    host, port = peer.writer.get_extra_info("sockname")
+    return f"{host}:{port} disk"
+
+
+async def send_all(peer: Peer, data: bytes) -> None:
+    """Send as the server takes it, without holding a second copy."""
+    for at in range(0, len(data), OBJECT):
+        peer.send(data[at : at + OBJECT])
+        await peer.writer.drain()
 
 
 async def test_million_reads_of_a_byte_leave_others_their_turn(served: Serving) -> None:
