@@ -28,7 +28,7 @@ from swiftnbd.server.sockets import close, closed, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.stdio import StandardClient
 from swiftnbd.server.tls import server_tls
-from swiftnbd.server.transmission import Transmission
+from swiftnbd.server.transmission import CONNECTION_BYTES_MAX, Transmission
 
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
 SHUTDOWN_SECONDS_MAX = 90.0  # a store operation may take 60, and unlocking comes after it
@@ -91,6 +91,8 @@ class Server:
         self._watch = asyncio.get_running_loop().create_task(watch)
         for place in places:
             log.info("serving on %s", place)
+        memory = memory_bytes_max(self._config, len(self._exports))
+        log.info("clients can make it take %d MiB of memory at most", memory // (1024 * 1024))
         if self._config.connection is not None:
             self._standard = StandardClient(self._config.connection)
             await self._standard.open(self.accept)
@@ -273,6 +275,12 @@ class Server:
             for transmission in leaving:
                 await transmission.ended.wait()
         return await export.attach(client)
+
+
+def memory_bytes_max(config: ServerConfig, exports: int) -> int:
+    """What clients, of whatever kind, can make a server take beyond what it takes when idle."""
+    connections = config.connections_max * CONNECTION_BYTES_MAX
+    return BYTES_AT_WORK_MAX + connections + exports * config.cache_bytes
 
 
 async def _let_go(export: Export) -> None:

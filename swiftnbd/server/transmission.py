@@ -70,6 +70,16 @@ ANSWER_SECONDS_MAX = 90.0  # for all that a client which sends no more has asked
 WRITE_BATCH_BYTES = 1024 * 1024  # replies collected before they are handed to the transport
 UNSENT_BYTES_MAX = 2 * 1024 * 1024  # in the transport before we stop reading from this client
 
+# What a connection takes at most beyond its part of the budget: its buffer, what is its own,
+# replies under way (which take as much again beside their bytes), and requests as tasks of 8 KiB.
+CONNECTION_BYTES_MAX = (
+    RECEIVE_BYTES
+    + OWN_BYTES
+    + 2 * UNSENT_BYTES_MAX
+    + WRITE_BATCH_BYTES
+    + REQUESTS_AT_WORK_MAX * 8 * 1024
+)
+
 _HEADER_BYTES = REQUEST.size
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH = int(Command.FLUSH)

@@ -2,35 +2,49 @@
 """Attacks on the limits of the process itself: open files, and what it writes into its log."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from swiftnbd.log import LINES_OF_A_KIND_MAX
+from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.server import memory_bytes_max
+from tests.support import nbd_client as nbd
+from tests.support.loopback import request_bytes
 from tests.support.nbd_client import NbdClient
 from tests.support.server_process import ServerProcess, ctl
 
 OBJECT = 65536
+IDLE, SLOW, SILENT = 100, 20, 20
+SENT_BYTES = 24 * 1024 * 1024  # of a payload of 32 MiB
+WRITE_32_MIB = request_bytes(nbd.WRITE, 0, 32 * 1024 * 1024)
+READ_4_MIB = request_bytes(nbd.READ, 0, 4 * 1024 * 1024)
 REFUSED = "refused, there are [0-9]+ connections"
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server of a disk in a folder; the parameter is how many files it may open, or None."""
+    """A server of a disk in a folder; the parameter is how many files it may open, or None.
+
+    "as installed" is without Python's development mode, which takes memory and time.
+    """
     url = f"file:{tmp_path}/store"
-    ctl("-a", url, "setup", "disk", "64")
-    server = ServerProcess("-a", url, workdir=tmp_path, strict=True, files_max=request.param)
+    ctl("-a", url, "setup", "disk", "1024")
+    strict = request.param != "as installed"
+    files_max = request.param if strict else None
+    server = ServerProcess("-a", url, workdir=tmp_path, strict=strict, files_max=files_max)
     server.wait_ready("disk")
     yield server
     server.finish()
 
 
-def connected(server: ServerProcess) -> socket.socket:
+def connected(server: ServerProcess, source: str = "127.0.0.1") -> socket.socket:
     """A connection that never says a word."""
-    return socket.create_connection(("127.0.0.1", server.port), 10)
+    return socket.create_connection(("127.0.0.1", server.port), 10, (source, 0))
 
 
 def cpu_seconds(server: ServerProcess) -> float:
@@ -91,3 +105,61 @@ def test_e12_endless_attacks_fill_no_disk_with_their_log(server: ServerProcess) 
         client.disconnect()
     lines = [line for line in server.stderr.lines if "closing the connection" in line]
     assert 0 < len(lines) <= LINES_OF_A_KIND_MAX
+
+
+def memory_bytes(server: ServerProcess, key: str) -> int:
+    """A figure of the server's memory: VmRSS is what it has, VmHWM the most it ever had."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    match = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
+    assert match
+    return int(match[1]) * 1024
+
+
+def send_what_is_taken(client: NbdClient, data: bytes) -> None:
+    """Send until the server does not read on."""
+    client.socket.settimeout(0.1)
+    with suppress(TimeoutError):
+        client.socket.sendall(data)
+
+
+@pytest.mark.parametrize("server", ["as installed"], indirect=True)
+def test_e17_e18_hostile_connections_take_no_more_memory_than_is_stated(
+    server: ServerProcess,
+) -> None:
+    """100 idle, 20 that send large payloads slowly, 20 that never read; all are one client.
+
+    Those who hold the budget are cut off after a while, for the others wait for it.
+    """
+    server.allows("cut off: others wait for")
+    server.allows(REFUSED)
+    config = ServerConfig(connections_max=IDLE + SLOW + SILENT + 1)
+    before = memory_bytes(server, "VmRSS")
+    with ExitStack() as stack:
+        honest = stack.enter_context(NbdClient(server.port))
+        honest.go(b"disk")
+        for number in range(64):
+            honest.write(number * OBJECT, b"x" * OBJECT)
+        # more connections than one address may have
+        idle = [connected(server, f"127.0.0.{2 + number % 3}") for number in range(IDLE)]
+        for each in idle:
+            stack.callback(each.close)
+        for _ in range(SLOW):
+            slow = stack.enter_context(NbdClient(server.port))
+            slow.go(b"disk")
+            send_what_is_taken(slow, WRITE_32_MIB + bytes(SENT_BYTES))
+        for _ in range(SILENT):
+            silent = stack.enter_context(NbdClient(server.port))
+            silent.go(b"disk")
+            send_what_is_taken(silent, READ_4_MIB * 4000)
+        for _ in range(5):
+            for number in range(64):
+                assert honest.read(number * OBJECT, OBJECT) == b"x" * OBJECT
+                honest.write(number * OBJECT, b"x" * OBJECT)
+        taken = memory_bytes(server, "VmHWM") - before
+        honest.disconnect()
+    print(f"{taken / 2**20:.0f} MiB of {memory_bytes_max(config, 1) / 2**20:.0f}")
+    assert taken < memory_bytes_max(config, 1)
+    with NbdClient(server.port) as client:
+        client.go(b"disk")
+        assert client.read(0, OBJECT) == b"x" * OBJECT
+        client.disconnect()
