@@ -115,6 +115,8 @@ def server(
             connection,
             cache_bytes=serving.cache_bytes,
             handshake_seconds_max=handshake.handshake_timeout,
+            connections_max=serving.max_connections,
+            connections_per_address_max=serving.max_connections_per_address,
             access=serving.access,
             export_access={export.name: export.access for export in exports},
             tls=encryption.config(exports),

@@ -31,6 +31,7 @@ _CACHE_MEGABYTES_MAX = 1024 * 1024
 _HANDSHAKE_SECONDS_MAX = 3600.0
 _TERM_SECONDS_MIN, _TERM_SECONDS_MAX = 1.0, 24 * 3600.0
 _TIMEOUT_SECONDS_MIN, _TIMEOUT_SECONDS_MAX = 0.5, 24 * 3600.0
+_CONNECTIONS_MAX = 100_000
 _PRIVATE = "-"
 
 
@@ -183,6 +184,8 @@ class ExportOptions:
     no_list: bool
     allow: tuple[Rule, ...]
     deny: tuple[Rule, ...]
+    max_connections: int
+    max_connections_per_address: int
     cache_limit: int
 
     def exports(self, found: tuple[ExportConfig, ...]) -> tuple[ExportConfig, ...]:
@@ -233,6 +236,23 @@ export_options = flag_group(
         multiple=True,
         callback=_rules,
         help="Those that may not, written likewise; --deny all leaves those of --allow.",
+    ),
+    _export(
+        "--max-connections",
+        type=click.IntRange(1, _CONNECTIONS_MAX),
+        metavar="N",
+        default=ServerConfig().connections_max,
+        show_default=True,
+        help="How many connections there may be at once. Each can take some memory; the log "
+        "says how much that is in all.",
+    ),
+    _export(
+        "--max-connections-per-address",
+        type=click.IntRange(1, _CONNECTIONS_MAX),
+        metavar="N",
+        default=ServerConfig().connections_per_address_max,
+        show_default=True,
+        help="How many of them from one address (one IPv6 network of 64 bits).",
     ),
     _export(
         "-c",

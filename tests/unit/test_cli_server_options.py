@@ -133,6 +133,12 @@ def test_default_export_has_to_be_one() -> None:
         serving("-e", "c").exports(found)
 
 
+def test_caps_on_connections() -> None:
+    found = serving("--max-connections", "7", "--max-connections-per-address", "3")
+    assert (found.max_connections, found.max_connections_per_address) == (7, 3)
+    assert (serving().max_connections, serving().max_connections_per_address) == (200, 100)
+
+
 @pytest.mark.parametrize(
     ("text", "mask"), [("0", 0), ("0xffff", 0xFFFF), ("65535", 0xFFFF), ("0x1", 1)]
 )
@@ -161,6 +167,7 @@ def test_mask_of_the_handshake(text: str, mask: int) -> None:
         (["--mask-handshake", "0x10000"], "'0x10000' is no number from 0 to 0xffff"),
         (["--mask-handshake", "-1"], "'-1' is no number from 0 to 0xffff"),
         (["--mask-handshake", "all"], "'all' is no number from 0 to 0xffff"),
+        (["--max-connections", "0"], "'--max-connections': 0 is not in the range"),
         (["-c", "0"], "'-c' / '--cache-limit': 0 is not in the range"),
         (["-s", "--run", "true"], "--single serves what is connected already, so --run cannot"),
         (["-s", "-U", "-"], "--single serves what is connected already, so -U cannot"),
