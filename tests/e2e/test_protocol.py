@@ -2,6 +2,7 @@
 """Structured replies, block status and fast zeroes as foreign clients use them."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def test_qemu_img_convert_keeps_a_sparse_image(serve: Serve, tmp_path: Path) -> 
     run("qemu-img", "convert", "-O", "raw", "-f", "raw", disk.uri, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == image.read_bytes()
     assert disk.image_at_rest() == image.read_bytes()
+
+
+def test_nbdkit_as_a_proxy_finds_every_byte_that_was_written(serve: Serve, tmp_path: Path) -> None:
+    """Its filter compares instead of writing: by reads and block status, zeroes and trims."""
+    disk = serve(strict=True)
+    image = tmp_path / "image"
+    data = random.Random(1).randbytes(disk.size // 4) + bytes(disk.size // 2) + b"end" * 1000
+    image.write_bytes(data.ljust(disk.size, b"\0"))
+    nbdkit = ("nbdkit", "-U", "-")
+    copy = ("nbd", f"uri={disk.uri}", "--run", f'nbdcopy {image} "$uri"')
+    run(*nbdkit, *copy)
+    run(*nbdkit, "--filter=checkwrite", *copy)
+    image.write_bytes(image.read_bytes()[:-1] + b"x")
+    assert run(*nbdkit, "--filter=checkwrite", *copy, check=False).returncode != 0
+    assert disk.image_at_rest() == image.read_bytes()[:-1] + b"\0"
 
 
 def test_qemu_io_writes_zeroes_and_discards(serve: Serve) -> None:

@@ -31,6 +31,7 @@ PACKAGES = {
     "nbd-client": "nbd-client",
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
+    "nbdkit": "nbdkit",
     "nbdsh": "python3-libnbd",
     "openssl": "openssl",
     "psktool": "gnutls-bin",
