@@ -17,7 +17,7 @@ from swiftnbd.log import OneLine
 
 T = TypeVar("T")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_LINE = OneLine()
 
 
@@ -110,7 +110,8 @@ async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]
         task.cancel()
 
     for number in _SIGNALS:
-        loop.add_signal_handler(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(number, interrupt)
     try:
         return await task
     except asyncio.CancelledError:

@@ -63,14 +63,15 @@ class Server:
         ready: Callable[[Sequence[Place]], None],
         captive: Callable[[Sequence[Place]], Captive] | None = None,
     ) -> int:
-        """Serve until SIGTERM or SIGINT; the exit code. ``ready`` is told where it listens.
+        """Serve until a signal; the exit code. ``ready`` is told where it listens.
 
         A ``captive`` command is run meanwhile, and its end ends the server.
         """
         places = await self.start()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, self._on_signal)
         stats = loop.create_task(log_stats_forever(self._exports.values()))
         code = 0
         try:

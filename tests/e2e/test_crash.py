@@ -144,10 +144,13 @@ class Writer(threading.Thread):
             assert image[index * S : (index + 1) * S] in allowed, (index, number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["sigterm", "sigint", "sighup"]
+)
 def test_signal_under_load_ends_clean_with_nothing_lost(
     serve: Serve, number: signal.Signals
 ) -> None:
+    """Acceptance row E34."""
     disk = serve(objects=64)
     clients = [disk.connect() for _ in range(4)]
     writers = [Writer(client, index * 16, 16) for index, client in enumerate(clients)]
