@@ -86,6 +86,22 @@ async def test_name_of_any_length_is_refused_in_sync(served: Serving) -> None:
     await served.check_full_service()
 
 
+@pytest.mark.expects_log("does not exist")
+@pytest.mark.parametrize("option", [nbd.LIST_META_CONTEXT, nbd.SET_META_CONTEXT])
+async def test_contexts_of_a_long_unknown_name_are_refused_with_a_short_text(
+    served: Serving, option: int
+) -> None:
+    """E3."""
+    async with await served.greeted() as peer:
+        await peer.option(nbd.STRUCTURED_REPLY)
+        data = nbd.context_query(b"n" * 4096, b"base:allocation")
+        ((kind, text),) = await peer.option(option, data)
+        assert kind == nbd.ERR_UNKNOWN
+        assert len(text) < 300
+        await peer.abort()
+    await served.check_full_service()
+
+
 async def test_unknown_option_of_4_gib_is_not_read_away(served: Serving) -> None:
     """E4: closed at its header, however slowly its data comes."""
     async with await served.greeted() as peer:
