@@ -176,6 +176,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _State.CLOSED
+        self._received = memoryview(b"")  # what refers to us may be collected later
         self._end_handshake(ProtocolError("the connection was lost during the TLS handshake"))
         self._protocol.connection_lost(exc)
 
