@@ -11,6 +11,7 @@ import pytest
 
 from swiftnbd.server import transmission
 from swiftnbd.server.config import ServerConfig, TcpAddress, TlsConfig
+from swiftnbd.server.tls_transport import TlsTransport
 from swiftnbd.server.transmission import Transmission
 from tests.support import nbd_client as nbd
 from tests.support.certificates import Certificates
@@ -158,8 +159,11 @@ async def test_client_that_reads_no_replies_is_not_read_from(
     greedy.send(*(request_bytes(nbd.READ, 0, MiB, cookie=i) for i in range(20_000)))
     connection = only_connection(served)
     await until(lambda: not (connection._outbox.writable or connection._reading))
+    transport = connection._transport
+    assert isinstance(transport, TlsTransport)
+    assert not transport._below.is_reading()
     sent = served.exports["disk"].counters.client_out
-    held = connection._transport.get_write_buffer_size()
+    held = transport.get_write_buffer_size()
     assert held <= 1.01 * (transmission.UNSENT_BYTES_MAX + transmission.BYTES_AT_WORK_MAX)
     async with await attached(served, trusting) as other:
         for number in range(20):
@@ -356,8 +360,9 @@ async def test_time_that_tls_took_is_not_given_again(
     async with serving(*exports_of(store), config=config(certificates, 0.5)) as served:
         began = time.monotonic()
         async with await TlsPeer.greeted(served) as peer:
+            assert await peer.option(nbd.STARTTLS) == [(nbd.ACK, b"")]
             await asyncio.sleep(0.3)  # time that passes is what is tested
-            await peer.start_tls(trusting)
+            await peer.shake_hands(trusting)
             with pytest.raises(EOFError):
                 await peer.receive(1)
         assert time.monotonic() - began < 0.75
