@@ -253,7 +253,7 @@ async def test_handshake_after_the_end_began_is_refused_and_may_abort(store: Gat
 async def test_choice_that_the_end_overtakes_is_refused(store: GatedStore) -> None:
     """Acceptance row A1.12."""
     async with serving(*exports_of(store)) as served, await served.greeted() as peer:
-        gate = store.gate("put swiftnbd/canary")
+        gate = store.gate("put swiftnbd/epoch")
         peer.send(option_bytes(nbd.GO, query_bytes(b"disk")))
         await gate.reached()
         stopping = asyncio.create_task(served.server.stop())
