@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attach, cached, copying, eviction, memory, tls
+from benchmarks import attach, cached, copying, eviction, hostile, memory, tls
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
 from benchmarks.processes import PACKAGES, run, version
 from benchmarks.results import Missing, Results
@@ -24,6 +24,7 @@ MEASURES = {
     attach.PART: attach.measure,
     memory.PART: memory.measure,
     eviction.PART: eviction.measure,
+    hostile.PART: hostile.measure,
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
-PARTS = ("cached", "tls", "copy", "attach", "memory", "eviction")
+PARTS = ("cached", "tls", "copy", "attach", "memory", "eviction", "hostile")
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 
 
@@ -44,7 +44,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         description="Measure swiftnbd against peers, in interleaved pairs.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
-    parser.add_argument("--pairs", type=int, help="of every comparison (cached and tls 9, copy 5)")
+    parser.add_argument(
+        "--pairs", type=int, help="of every comparison (cached, tls, hostile 9, copy 5)"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each fio run (3)")
     parser.add_argument("--copy-mib", type=int, default=128, help="to copy each time (128)")
     parser.add_argument("--memory-mib", type=int, default=1024, help="to copy for memory (1024)")
