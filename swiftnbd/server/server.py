@@ -28,6 +28,7 @@ from swiftnbd.server.sockets import close, closed, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.stdio import StandardClient
 from swiftnbd.server.tls import server_tls
+from swiftnbd.server.tls_transport import TLS_BYTES_MAX
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX, Transmission
 
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
@@ -280,7 +281,8 @@ class Server:
 
 def memory_bytes_max(config: ServerConfig, exports: int) -> int:
     """What clients, of whatever kind, can make a server take beyond what it takes when idle."""
-    connections = config.connections_max * CONNECTION_BYTES_MAX
+    connection = CONNECTION_BYTES_MAX + (TLS_BYTES_MAX if config.tls else 0)
+    connections = config.connections_max * connection
     return BYTES_AT_WORK_MAX + connections + exports * config.cache_bytes
 
 

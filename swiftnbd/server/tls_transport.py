@@ -29,6 +29,9 @@ from swiftnbd.server.sockets import close
 
 RECEIVE_BYTES = 128 * 1024  # encrypted, taken in one go; more waits in the kernel
 ENCRYPT_BYTES = 64 * 1024  # in one go: OpenSSL's buffer is costly to grow, this halves the time
+# What a connection takes for TLS at most: what was received, the same on its way to be decrypted,
+# and the buffers of OpenSSL.
+TLS_BYTES_MAX = 2 * RECEIVE_BYTES + 2 * ENCRYPT_BYTES + 128 * 1024
 
 _Bytes = bytes | bytearray | memoryview
 

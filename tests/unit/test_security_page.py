@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.config import ServerConfig, TlsConfig
 from swiftnbd.server.server import memory_bytes_max
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX
 from tests.support.pages import ROOT, defined_tests, named_tests, rows
@@ -42,6 +42,9 @@ def test_memory_is_as_stated() -> None:
     assert f"one export {memory_bytes_max(ServerConfig(), 1) / MiB:.0f} MiB" in text
     few = ServerConfig(connections_max=20)
     assert f"`--max-connections 20` makes it {memory_bytes_max(few, 1) / MiB:.0f} MiB" in text
+    encrypted = memory_bytes_max(ServerConfig(connections_max=20, tls=TlsConfig()), 1)
+    more = (encrypted - memory_bytes_max(few, 1)) / 20
+    assert f"TLS takes {more / MiB} MiB more for each connection" in text
 
 
 @pytest.mark.parametrize(
