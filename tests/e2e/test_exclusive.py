@@ -80,6 +80,7 @@ def test_two_clients_racing_are_never_both_let_in(serve: Serve) -> None:
 
 
 def test_two_servers_racing_never_both_get_the_container(serve: Serve, launch: Launch) -> None:
+    """Acceptance row E33."""
     disk = serve()
     servers = [disk.server, launch(disk.container)]
     for server in servers:

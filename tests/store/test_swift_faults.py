@@ -158,6 +158,7 @@ async def test_put_of_several_megabytes_arrives(fake: FakeSwift, store: SwiftSto
 async def test_get_never_returns_what_is_not_proven(
     fake: FakeSwift, store: SwiftStore, reply: Reply, error: type[StoreError]
 ) -> None:
+    """Acceptance row E31."""
     fake.script(reply)
     with pytest.raises(StoreError, match=r"swift:c: GET disk\.part/00000042: ") as caught:
         await store.get(NAME, size_max=1000)
@@ -294,6 +295,8 @@ async def test_an_expired_token_is_renewed_once_for_all(fake: FakeSwift, store: 
 
 
 async def test_a_401_after_a_fresh_login_is_an_outage(fake: FakeSwift, store: SwiftStore) -> None:
+    """Acceptance row E31."""
+
     async def refuse(seen: Seen) -> Reply:
         return Reply(401)
 

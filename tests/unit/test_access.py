@@ -23,6 +23,7 @@ def test_no_rules_let_everybody_in(origin: Origin) -> None:
 
 @pytest.mark.parametrize("origin", [V4, V6, UNIX, OTHER])
 def test_deny_all_denies_everybody_of_unknown_family_too(origin: Origin) -> None:
+    """Acceptance row E29."""
     assert not Access(deny=(ALL,)).permits(origin)
 
 

@@ -73,6 +73,7 @@ async def test_exports_keep_order_and_settings() -> None:
 async def test_what_cannot_be_served_is_skipped_with_one_warning(
     name: str, reason: str, caplog: pytest.LogCaptureFixture, expects_log: Announce
 ) -> None:
+    """Acceptance row E32."""
     expects_log(rf"WARNING .*: {name}: .*{re.escape(reason)}.*; skipping$")
     assert await load("good", name) == {"good": False}
     assert len(caplog.records) == 1

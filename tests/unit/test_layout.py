@@ -126,6 +126,7 @@ def test_number_that_is_none_is_refused_in_a_sentence(key: str, text: str) -> No
 
 @pytest.mark.parametrize("text", ["0", "3", "-1", str(2**40)])
 def test_object_size_in_metadata_that_makes_no_sense_is_refused(text: str) -> None:
+    """Acceptance row E32."""
     with pytest.raises(ExportUnusable, match=f"object-size {text} "):
         parse_metadata(changed(object_size=text))
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """docs/SECURITY.md names tests that exist for every attack, and the limits as they are."""
 
+import ast
 import re
 
 import pytest
@@ -23,6 +24,18 @@ def test_every_attack_names_tests_that_exist() -> None:
     for row, cell in rows(PAGE, r"E\d+").items():
         assert named_tests(cell), row
         assert named_tests(cell) <= defined, (row, named_tests(cell) - defined)
+
+
+def test_every_attack_is_named_by_one_of_its_tests() -> None:
+    """In its name or its docstring, so that who reads the test knows what it is for."""
+    said = {}
+    for file in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                said[node.name] = f"{node.name} {ast.get_docstring(node)}"
+    for row, cell in rows(PAGE, r"E\d+").items():
+        mention = re.compile(rf"\b{row}\b|_{row.lower()}_")
+        assert any(mention.search(said[name]) for name in named_tests(cell)), row
 
 
 def test_other_tests_named_exist() -> None:
