@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from swiftnbd.server import patience, transmission
 from swiftnbd.server import server as server_module
-from swiftnbd.server import transmission
 from swiftnbd.server.patience import PACE_SECONDS, STALLED_SECONDS_MAX
 from swiftnbd.server.transmission import RECEIVE_BYTES, Transmission
 from tests.support import nbd_client as nbd
@@ -306,6 +306,17 @@ async def test_client_that_stops_in_the_middle_is_cut_off_in_the_end(
         clock.look(STALLED_SECONDS_MAX)
         await served.idle()
     await served.check_full_service()
+
+
+@pytest.mark.expects_log("cut off: it has not moved for 0 s")
+async def test_server_looks_after_its_connections_by_itself(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "STALLED_SECONDS_MAX", 0.05)
+    async with serving(*exports_of(store)) as served, await served.attached() as peer:
+        peer.request(nbd.WRITE, 0, MiB, data=b"x")
+        await served.idle()
 
 
 async def test_idle_client_is_never_cut_off(served: Serving) -> None:
