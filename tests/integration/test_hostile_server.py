@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Attacks on the limits of the process itself: open files, and what it writes into its log."""
+"""Attacks on the process itself: its open files, its memory, its log; and a signal."""
 
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -66,6 +67,24 @@ def wait_for_open_files(server: ServerProcess, count: int) -> None:
             return
         server.wait_output(0.05)
     pytest.fail(f"{open_files(server)} files are open, {count} were before the attack")
+
+
+@pytest.fixture
+def ignored_hangup() -> Iterator[None]:
+    """As nohup starts a program."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("ignored_hangup")
+@pytest.mark.parametrize("server", [None], indirect=True)
+def test_e34_hangup_that_is_ignored_ends_nothing(server: ServerProcess) -> None:
+    server.process.send_signal(signal.SIGHUP)
+    with NbdClient(server.port) as client:
+        client.go(b"disk")
+        assert client.read(0, 4) == bytes(4)
+        client.disconnect()
 
 
 @pytest.mark.parametrize("server", [64], indirect=True)
