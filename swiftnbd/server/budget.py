@@ -112,7 +112,7 @@ class Share:
             self._budget.give(before - self.shared)
 
     def close(self) -> None:
-        """The connection is gone: wait for nothing any more."""
+        """No further request will begin: wait for nothing any more."""
         if self._claim is not None:
             self._budget.drop(self._claim)
             self._claim = None

@@ -162,12 +162,14 @@ class Transmission(asyncio.BufferedProtocol):
         """Read no further request; close when those at work are answered."""
         if not self._ending:
             self._ending = True
+            self._share.close()
             self._pause_reading()
             self._close_if_done()
 
     def shut_down(self) -> None:
         """The server ends: finish what is at work, refuse what comes till then, and close."""
         self._shutting_down = True
+        self._share.close()
         self._go_on()
         self._close_if_done()
 

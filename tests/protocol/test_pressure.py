@@ -164,6 +164,29 @@ async def test_connection_that_ends_while_it_waits_for_the_budget_is_forgotten(
         await served.check_full_service()
 
 
+@pytest.mark.parametrize("way", ["end", "shut_down"])
+async def test_connection_that_is_ended_waits_for_the_budget_no_more(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Those behind it would wait for what it will never use."""
+    monkeypatch.setattr(server_module, "BYTES_AT_WORK_MAX", 2 * MiB)
+    async with serving(*exports_of(store)) as served:
+        gate = store.gate("get disk.part")
+        holder, waiting = await served.attached(), await served.attached()
+        holder.request(nbd.READ, 0, 2 * MiB, cookie=1)
+        await gate.reached()
+        waiting.request(nbd.READ, 8 * MiB, 3 * MiB)
+        await until(lambda: any(x._share.waits for x in served.server._transmissions))
+        (ended,) = (x for x in served.server._transmissions if x._share.waits)
+        getattr(ended, way)()
+        assert not served.server._budget.wanted
+        gate.open()
+        await holder.reply(2 * MiB)
+        await holder.disconnect()
+        await waiting.close()
+        await served.check_full_service()
+
+
 async def test_large_request_is_not_starved_by_those_who_ask_for_little(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
