@@ -114,10 +114,12 @@ def set_up_disk(
     objects: int,
     object_size: int,
     strict: bool,
+    extra: tuple[str, ...] = (),
 ) -> Disk:
     name = new_name()
     backend.setup(name, objects, object_size)
-    return Disk(backend, name, objects, object_size, launch(name, strict=strict))
+    server = launch(name, strict=strict, extra=extra)
+    return Disk(backend, name, objects, object_size, server)
 
 
 @pytest.fixture(params=["directory", "swift"])

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The Linux kernel as the client: a file system on the export, in a virtual machine."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from tests.e2e.conftest import Launch, MiB, Serve
+from tests.e2e.conftest import Launch, MiB, Serve, launcher, set_up_disk
 from tests.support import vm
+from tests.support.backends import DirectoryBackend
+from tests.support.certificates import Certificates
 
 OBJECT_SIZE = 256 * 1024
 OBJECTS = 64 * MiB // OBJECT_SIZE
@@ -33,3 +38,30 @@ def test_file_system_survives_a_power_cut_of_client_and_server(
     vm.boot("recover", port=disk.server.port, export=disk.container)
     disk.wait_unlocked()
     disk.image_at_rest()
+
+
+def test_block_device_of_a_kernel_client_does_what_block_devices_do(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    """Four connections; read-only; and inside TLS, with the client's certificate."""
+    backend = DirectoryBackend(tmp_path / "disks")
+    tls = ("--tls=on", f"--tls-certificates={certificates.server}", "--tls-verify-peer")
+    with launcher(backend, tmp_path) as launch:
+        disk = set_up_disk(backend, launch, OBJECTS, OBJECT_SIZE, False, extra=("-v", *tls))
+        read_only = launch(disk.container, extra=("-r",))
+        vm.boot(
+            "device",
+            port=disk.server.port,
+            export=disk.container,
+            files=certificates.client,
+            read_only_port=read_only.port,
+            size=disk.size,
+        )
+        disk.wait_unlocked(3)
+        disk.image_at_rest()
+        log = disk.server.log()
+    asked = re.findall(r"127\.0\.0\.1:(\d+) \S+: (\w+) \d+\+\d+ flags (\w+)$", log, re.MULTILINE)
+    assert {command for _, command, _ in asked} == {"READ", "WRITE", "FLUSH", "TRIM"}
+    assert {flags for _, command, flags in asked if command == "WRITE"} == {"0x0", "0x1"}  # FUA
+    ports = [port for port, _, _ in asked]
+    assert len(set(ports[: len(ports) // 4])) > 1

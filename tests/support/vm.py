@@ -2,7 +2,7 @@
 """A real kernel NBD client: Debian's kernel in qemu, attached to a server on the host.
 
 The kernel is unpacked, not installed; its initramfs holds busybox as the shell and the real
-nbd-client, e2fsprogs, mount and rsync with their libraries. Both are built once and kept
+nbd-client, e2fsprogs, util-linux and rsync with their libraries. Both are built once and kept
 under ``~/.cache/swiftnbd-tests``, named by a hash of all that goes into them. `vm_init.sh` is
 the first process; it runs one of the ``vm_*.sh`` scripts and prints a line per step::
 
@@ -28,12 +28,12 @@ from tests.support.clients import Output, find, missing, run
 
 BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
 UNUSED_SECONDS_MAX = 7 * 24 * 3600
-PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync")
+PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync", "fallocate", "blkdiscard")
 MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
-SCRIPTS = ("init", "powercut", "recover", "roundtrip")
+SCRIPTS = ("init", "device", "powercut", "recover", "roundtrip")
 
 _HERE = Path(__file__).parent
-_BUILD_VERSION = "2"  # change it when the build itself changes
+_BUILD_VERSION = "3"  # change it when the build itself changes
 
 
 def steps(script: str) -> list[str]:
@@ -43,11 +43,19 @@ def steps(script: str) -> list[str]:
 
 
 class Machine:
-    """A VM that runs one script. End it with `wait` or `cut_power`."""
+    """A VM that runs one script. End it with `wait` or `cut_power`.
 
-    def __init__(self, script: str, *, port: int, export: str) -> None:
+    It finds a copy of the folder ``files`` as ``/files``, and ``others`` as shell variables.
+    """
+
+    def __init__(
+        self, script: str, *, port: int, export: str, files: Path | None = None, **others: int
+    ) -> None:
         kernel, initramfs = _images()
         words = f"port={port} export={export} script={script}"
+        words += "".join(f" {name}={value}" for name, value in others.items())
+        if files is not None:
+            initramfs = _with_files(initramfs, files)
         command = [
             *(str(find("qemu-system-x86_64")), "-accel", "tcg,thread=multi", "-cpu", "max"),
             *("-smp", "2", "-m", "512", "-nographic", "-no-reboot", "-nodefaults"),
@@ -97,9 +105,11 @@ class Machine:
         self.process.wait()
 
 
-def boot(script: str, *, port: int, export: str) -> Machine:
+def boot(
+    script: str, *, port: int, export: str, files: Path | None = None, **others: int
+) -> Machine:
     """Run a script to its end; all of its steps must pass."""
-    machine = Machine(script, port=port, export=export)
+    machine = Machine(script, port=port, export=export, files=files, **others)
     machine.wait()
     assert machine.passed() == steps(script), machine.console
     return machine
@@ -179,16 +189,31 @@ def _build(root: Path, tree: Path, initramfs: Path) -> None:
     _copy_modules(root, tree / "modules")
     _make_files(tree / "tree")
     part = initramfs.with_suffix(".part")
-    with part.open("wb") as file:
-        subprocess.run(
-            f"find . | {find('cpio')} --quiet -o -H newc | gzip -1",
-            shell=True,
-            cwd=tree,
-            stdout=file,
-            check=True,
-        )
+    part.write_bytes(_packed(tree))
     part.rename(initramfs)
     shutil.rmtree(tree)
+
+
+def _packed(tree: Path) -> bytes:
+    """An archive as the kernel unpacks it: one may follow another at a multiple of 4."""
+    archive = subprocess.run(
+        f"find . | {find('cpio')} --quiet -o -H newc | gzip -1",
+        shell=True,
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    return archive + bytes(-len(archive) % 4)
+
+
+def _with_files(initramfs: Path, files: Path) -> Path:
+    """A copy for one machine, beside the files, that holds them, too."""
+    copy = files.with_name(f"{files.name}.initramfs")
+    tree = files.with_name(f"{files.name}.tree")
+    shutil.copytree(files, tree / "files")
+    copy.write_bytes(initramfs.read_bytes() + _packed(tree))
+    shutil.rmtree(tree)
+    return copy
 
 
 def _copy_program(program: Path, tree: Path) -> None:

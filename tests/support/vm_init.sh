@@ -3,7 +3,7 @@
 # First process of the test VM (tests/support/vm.py). One line per step that passed: "PASS step".
 # The first step that fails is the last: "FAIL step", and the machine goes down.
 # From the kernel's command line: port=TCP port of the server on the host, export=name,
-# script=name of the script to run.
+# script=name of the script to run, and what else a script wants.
 
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
@@ -54,7 +54,7 @@ setup() {
     mount -t devtmpfs dev /dev
     for word in $(cat /proc/cmdline); do
         case $word in
-            port=* | export=* | script=*) eval "$word" ;;
+            port=* | read_only_port=* | export=* | size=* | script=*) eval "$word" ;;
         esac
     done
     while read -r module; do
