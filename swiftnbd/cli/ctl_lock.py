@@ -85,9 +85,11 @@ async def unlock(
     timing: "Timing | None" = None,
 ) -> int:
     """Take the lock from whoever holds it and is gone, and say who that was."""
-    from swiftnbd.export.watch import Watch, break_lock
+    from swiftnbd.export.watch import Watch, break_lock, forget_missing_epochs
 
     info = await read_container(store, name)
+    if force:
+        await forget_missing_epochs(store)
     watch = Watch(store, timing)
     left = await watch.look()
     seen = watch.seen

@@ -16,7 +16,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, replace
 
-from swiftnbd.errors import StoreUnavailable
+from swiftnbd.errors import StoreError, StoreUnavailable
 from swiftnbd.export.layout import OWN_PREFIX
 from swiftnbd.export.pace import TERM_SECONDS_DEFAULT, quiet_seconds
 from swiftnbd.export.process import Process
@@ -153,13 +153,33 @@ def _claim_of(number: int, data: bytes) -> Claim:
 
 
 async def find_newest_known(store: Store, hint: int) -> Epoch | None:
-    """The epoch that the metadata's ``hint`` names.
+    """The epoch that the metadata's ``hint`` names; None if there never was one.
 
-    If that one is not there, the metadata may be old, or somebody has removed objects of ours. A
-    listing proves nothing, but where it shows later ones they exist.
+    If that one is not there, the metadata are old, or somebody has removed objects of ours. A
+    listing proves nothing, but where it shows later ones they exist. Never is an epoch made on
+    the word of metadata alone: its name could have been used before.
     """
     if hint and (found := await read_epoch(store, hint)) is not None:
         return found
+    number = await _last_listed(store)
+    if number > hint:
+        found = await read_epoch(store, number)
+        if found is None:
+            raise StoreUnavailable(f"{store.label}: {epoch_name(number)} is gone since; try again")
+        return found
+    if hint:
+        raise StoreError(
+            f"{store.label}: {epoch_name(hint)}, which its metadata name, does not exist; if it "
+            f"was removed, or the container copied without it, run: swiftnbd-ctl unlock --force"
+        )
+    return None
+
+
+async def is_hint_wrong(store: Store, hint: int) -> bool:
+    """Whether no epoch is to be seen at all though the metadata name one."""
+    return bool(hint and await read_epoch(store, hint) is None and not await _last_listed(store))
+
+
+async def _last_listed(store: Store) -> int:
     rows = await store.listing(prefix=EPOCH_PREFIX)
-    number = max((epoch_number(row.name) for row in rows), default=0)
-    return await read_epoch(store, number) if number > hint else None
+    return max((epoch_number(row.name) for row in rows), default=0)

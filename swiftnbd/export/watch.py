@@ -2,7 +2,8 @@
 """Finding out who is in the way of a lock, and that they are gone."""
 
 from swiftnbd.errors import ContainerMissing
-from swiftnbd.export.epoch import find_newest_known, read_epoch
+from swiftnbd.export.epoch import find_newest_known, is_hint_wrong, read_epoch
+from swiftnbd.export.layout import META_PREFIX
 from swiftnbd.export.lock import Lock, Marks, Sighting
 from swiftnbd.export.pace import Pace, Timing
 from swiftnbd.store.base import Store
@@ -21,6 +22,13 @@ async def sight(store: Store) -> Sighting:
             epochs.append(epoch)
         epoch = await read_epoch(store, epoch.number + 1)
     return Sighting(marks.client, tuple(epochs))
+
+
+async def forget_missing_epochs(store: Store) -> None:
+    """If all lock epochs were removed behind our back, begin anew. Only by force."""
+    info = await store.info()
+    if info is not None and await is_hint_wrong(store, Marks.of(info.metadata).epoch):
+        await store.set_metadata({META_PREFIX + "epoch": ""})
 
 
 class Watch:

@@ -99,6 +99,11 @@ CASES = [
     (2, "has a slash in it", ["swiftnbd-ctl", *PLACE, "setup", "a/b", "1"]),
     (2, "Cache limit|--cache-limit", ["swiftnbd-server", *PLACE, "-c", "0"]),
     (2, "--bind-port", ["swiftnbd-server", *PLACE, "-p", "65536"]),
+    (
+        2,
+        "a lock term of 72 s is too short for requests that may take 60 s: .* more than 72 s",
+        ["swiftnbd-server", *SWIFT, "good", "--lock-term", "72"],
+    ),
     # configuration
     (2, "no authentication URL: give -a", ["swiftnbd-ctl", "list"]),
     (2, "no authentication URL: give -a", ["swiftnbd-server", "-f"]),

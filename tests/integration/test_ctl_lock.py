@@ -277,3 +277,15 @@ async def test_command_whose_lock_cannot_be_renewed_ends() -> None:
     )
     with pytest.raises(StoreError, match="disk: the lock could not be renewed"):
         await work_for_ever(store, go_down)
+
+
+async def test_epochs_that_were_removed_are_forgotten_by_force(disk: Store, told: Told) -> None:
+    async with locked(disk, NAME):
+        pass
+    await disk.delete("swiftnbd/epoch/1")
+    for command in (lock, unlock):
+        with pytest.raises(StoreError, match=r"does not exist; .* unlock --force"):
+            await command(disk, name=NAME, tell=told)
+    assert await unlock(disk, name=NAME, tell=told, force=True) == 1
+    async with locked(disk, NAME):
+        pass
