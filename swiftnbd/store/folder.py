@@ -23,8 +23,10 @@ What a folder cannot do: hold both an object ``a`` and an object ``a/b``. That i
 import fcntl
 import heapq
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from errno import EEXIST, ENOTEMPTY
 from hashlib import md5
 from pathlib import Path
@@ -79,6 +81,20 @@ POLICY = "directory"  # the only storage policy there is
 PUT_TRIES_MAX = 3  # somebody removed the empty folder we were about to write into
 FOLDERS_REMEMBERED_MAX = 1024
 
+# One walk through the folders serves so many pages of a listing: it takes as long for each page
+# as for all. The names of ten full pages take about 8 MB.
+PAGES_AHEAD = 10
+AHEAD_SECONDS_MAX = 5.0  # the next page is asked for at once, or by somebody else
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What a walk found beyond the page it was for, for those who ask for what follows."""
+
+    bounds: tuple[str, str, str]  # prefix, after, before
+    names: list[str]
+    walked_at: float
+
 
 class Folder:
     """The container ``container`` under ``root``."""
@@ -88,6 +104,7 @@ class Folder:
         self.path = root / file_part(container)
         self.label = f"file:{container}"
         self._etags = Etags()
+        self._ahead: _Ahead | None = None
         self._cleaned = False
         self._synced: set[tuple[int, int, int]] = set()  # folders whose own names are durable
 
@@ -151,16 +168,7 @@ class Folder:
     def listing(self, prefix: str, after: str, before: str, limit: int) -> list[Listed]:
         while True:
             with self._container() as top:
-                names = heapq.nsmallest(
-                    limit,
-                    (
-                        name
-                        for name in object_names(top, prefix)
-                        if name.startswith(prefix)
-                        and name > after
-                        and (not before or name < before)
-                    ),
-                )
+                names = self._names(top, prefix, after, before, limit)
                 sizes = [object_size(top, name) for name in names]
             page = [
                 Listed(name, size)
@@ -170,6 +178,28 @@ class Folder:
             if page or not names:
                 return page
             after = names[-1]  # all deleted since they were listed; an empty page would be the end
+
+    def _names(self, top: int, prefix: str, after: str, before: str, limit: int) -> list[str]:
+        """The first names within bounds, as they are or were a moment ago."""
+        found, self._ahead = self._ahead, None
+        now = time.monotonic()
+        if (
+            found is None
+            or found.bounds != (prefix, after, before)
+            or now - found.walked_at > AHEAD_SECONDS_MAX
+        ):
+            within = (
+                name
+                for name in object_names(top, prefix)
+                if name.startswith(prefix) and name > after and (not before or name < before)
+            )
+            found = _Ahead(
+                (prefix, after, before), heapq.nsmallest(limit * PAGES_AHEAD, within), now
+            )
+        page, rest = found.names[:limit], found.names[limit:]
+        if rest:
+            self._ahead = _Ahead((prefix, page[-1], before), rest, found.walked_at)
+        return page
 
     # The container
 

@@ -26,7 +26,7 @@ from swiftnbd.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from swiftnbd.store import folder_files
+from swiftnbd.store import folder, folder_files, folder_tree
 from swiftnbd.store.base import Blob, Buffer
 from swiftnbd.store.directory import DirectoryStore, containers
 from swiftnbd.store.folder_names import file_part, name_part
@@ -45,6 +45,77 @@ async def store(root: Path) -> AsyncIterator[DirectoryStore]:
     await store.create_container()
     yield store
     await store.close()
+
+
+# listing
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each walk through the folders."""
+    walks: list[str] = []
+
+    def object_names(top: int, prefix: str = "") -> Iterator[str]:
+        walks.append(prefix)
+        return folder_tree.object_names(top, prefix)
+
+    monkeypatch.setattr(folder, "object_names", object_names)
+    return walks
+
+
+async def page(store: DirectoryStore, after: str, limit: int = 2) -> list[str]:
+    return [row.name for row in await store.listing(prefix="n/", after=after, limit=limit)]
+
+
+async def put_numbers(store: DirectoryStore, count: int) -> None:
+    for number in range(count):
+        await store.put(f"n/{number}", b"x")
+
+
+async def test_one_walk_serves_the_pages_that_follow(
+    store: DirectoryStore, walks: list[str]
+) -> None:
+    await put_numbers(store, 5)
+    assert await page(store, "") == ["n/0", "n/1"]
+    await store.delete("n/2")
+    assert await page(store, "n/1") == ["n/3"]  # what was deleted meanwhile is left out
+    assert await page(store, "n/3") == ["n/4"]
+    assert walks == ["n/"]
+    assert await page(store, "n/4") == []
+    assert await page(store, "") == ["n/0", "n/1"]
+    assert await page(store, "n/1", limit=9) == ["n/3", "n/4"]
+
+
+async def test_a_walk_looks_only_so_far_ahead(
+    store: DirectoryStore, walks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "PAGES_AHEAD", 2)
+    await put_numbers(store, 6)
+    pages = [await page(store, after) for after in ("", "n/1", "n/3", "n/5")]
+    assert pages == [["n/0", "n/1"], ["n/2", "n/3"], ["n/4", "n/5"], []]
+    assert len(walks) == 3
+
+
+async def test_a_page_within_other_bounds_takes_a_walk_of_its_own(
+    store: DirectoryStore, walks: list[str]
+) -> None:
+    await put_numbers(store, 5)
+    await page(store, "")
+    assert [row.name for row in await store.listing(after="n/1", before="n/3")] == ["n/2"]
+    await page(store, "")
+    assert await page(store, "n/2") == ["n/3", "n/4"]
+    assert len(walks) == 4
+
+
+async def test_names_found_long_ago_are_not_listed(
+    store: DirectoryStore, walks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_numbers(store, 5)
+    await page(store, "")
+    await store.put("n/11", b"x")
+    monkeypatch.setattr(folder, "AHEAD_SECONDS_MAX", -1.0)
+    assert await page(store, "n/1") == ["n/11", "n/2"]
+    assert len(walks) == 2
 
 
 # names
