@@ -25,7 +25,7 @@ from yarl import URL
 
 import swiftnbd
 from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
-from swiftnbd.store.auth import Auth, Login
+from swiftnbd.store.auth import Auth
 from swiftnbd.store.base import Buffer
 from swiftnbd.store.swift_answers import Answer
 
@@ -47,6 +47,20 @@ class Timeouts:
     total_seconds: float = REQUEST_SECONDS_MAX
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Access:
+    """What a login gave."""
+
+    storage: URL
+    token: str
+
+    def url(self, path: str, query: Mapping[str, str | int] | None) -> URL:
+        """Where to find ``path``. `URL.with_path` costs half of what parsing it all would."""
+        # encoded: or yarl would quote and normalise once more
+        url = self.storage.with_path(self.storage.raw_path.rstrip("/") + path, encoded=True)
+        return URL(f"{url}?{urlencode(query)}", encoded=True) if query else url
+
+
 class SwiftAccount:
     """The account that a login gives. Close it after the last of its stores."""
 
@@ -58,7 +72,7 @@ class SwiftAccount:
         self._expect_continue = expect_continue
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._session: aiohttp.ClientSession | None = None
-        self._login: Login | None = None
+        self._access: _Access | None = None
         self._logging_in: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -79,11 +93,11 @@ class SwiftAccount:
         is sent once more. A second 401 is an outage of the authentication behind Swift.
         ``what`` begins the message of an error.
         """
-        login = await self._current_login(stale=None)
-        answer = await self._send(what, login, method, path, query, headers, data, body_max)
+        access = await self._current_access(stale=None)
+        answer = await self._send(what, access, method, path, query, headers, data, body_max)
         if answer.status == 401:
-            login = await self._current_login(stale=login)
-            answer = await self._send(what, login, method, path, query, headers, data, body_max)
+            access = await self._current_access(stale=access)
+            answer = await self._send(what, access, method, path, query, headers, data, body_max)
         if answer.status == 401:
             raise StoreUnavailable(f"{what}: 401 right after a fresh login")
         return answer
@@ -98,9 +112,9 @@ class SwiftAccount:
         if session is not None:
             await session.close()
 
-    async def _current_login(self, stale: Login | None) -> Login:
-        """The login to use, which is not ``stale``; there is at most one login under way."""
-        while self._login is None or self._login is stale:
+    async def _current_access(self, stale: _Access | None) -> _Access:
+        """The access to use, which is not ``stale``; there is at most one login under way."""
+        while self._access is None or self._access is stale:
             if self._closed:
                 raise StoreError("the Swift account is closed")
             if self._logging_in is None:
@@ -111,7 +125,7 @@ class SwiftAccount:
             if under_way.cancelled():
                 raise StoreError("the Swift account is closed")
             under_way.result()
-        return self._login
+        return self._access
 
     async def _log_in(self) -> None:
         login = await self._auth.login()
@@ -121,7 +135,7 @@ class SwiftAccount:
             url = URL()
         if url.scheme not in ("http", "https") or not url.host:
             raise StoreError(f"the login gave a storage URL that is none: {login.storage_url}")
-        self._login = login
+        self._access = _Access(url, login.token)
         log.debug("logged in, storage at %s", url.host)
 
     def _logged_in(self, task: asyncio.Task[None]) -> None:
@@ -132,7 +146,7 @@ class SwiftAccount:
     async def _send(
         self,
         what: str,
-        login: Login,
+        access: _Access,
         method: str,
         path: str,
         query: Mapping[str, str | int] | None,
@@ -140,22 +154,23 @@ class SwiftAccount:
         data: Buffer | None,
         body_max: int,
     ) -> Answer:
-        url = f"{login.storage_url.rstrip('/')}{path}"
-        if query:
-            url += "?" + urlencode(query)
         options: dict[str, Any] = {}
         if data is not None:
             options["data"] = _Body(data)
             options["expect100"] = self._expect_continue and len(data) > 0
         begin = time.monotonic()
         try:
-            async with self._open_session().request(
-                method,
-                URL(url, encoded=True),  # encoded: or yarl would quote and normalise once more
-                headers={**(headers or {}), "X-Auth-Token": login.token},
-                allow_redirects=False,
-                **options,
-            ) as response:
+            async with (
+                asyncio.timeout(self._timeouts.total_seconds),
+                self._open_session().request(
+                    method,
+                    access.url(path, query),
+                    headers={**(headers or {}), "X-Auth-Token": access.token},
+                    allow_redirects=False,
+                    read_bufsize=max(body_max, ERROR_BYTES_MAX),
+                    **options,
+                ) as response,
+            ):
                 body = b"" if method == "HEAD" else await _read(what, response, body_max)
                 answer = Answer(response.status, response.reason or "", response.headers, body)
         except aiohttp.ClientConnectorCertificateError as error:
@@ -173,7 +188,7 @@ class SwiftAccount:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the engine limits how many at once
                 timeout=aiohttp.ClientTimeout(
-                    total=self._timeouts.total_seconds,
+                    total=None,  # it would not cover how a body is read here
                     sock_connect=self._timeouts.connect_seconds,
                 ),
                 headers={
@@ -211,7 +226,7 @@ async def _read(what: str, response: aiohttp.ClientResponse, body_max: int) -> b
         return await response.content.read(ERROR_BYTES_MAX)
     length = response.content_length
     if length is not None and length <= body_max:
-        return await response.read()  # aiohttp takes no byte more, and fails if one is missing
+        return await _read_whole(response.content)
     parts, size = [], 0
     while length is None and (part := await response.content.readany()):
         parts.append(part)
@@ -223,6 +238,17 @@ async def _read(what: str, response: aiohttp.ClientResponse, body_max: int) -> b
         much = f"at least {size}" if length is None else str(length)
         raise CorruptObject(f"{what}: a body of {much} bytes, expected at most {body_max}")
     return b"".join(parts)
+
+
+async def _read_whole(content: aiohttp.StreamReader) -> bytes:
+    """A body of known length; aiohttp takes no byte more, and fails if one is missing.
+
+    This wakes up once, when all of it is there, not for each piece. aiohttp would stop reading
+    at twice the ``read_bufsize`` of the request, which must be more than the length.
+    """
+    if content.exception() is None:
+        await content.wait_eof()
+    return content.read_nowait()
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from hashlib import md5
 
+import aiohttp
 import pytest
+from aiohttp.base_protocol import BaseProtocol
 
 from swiftnbd.errors import (
     AccessRefused,
@@ -21,7 +23,7 @@ from swiftnbd.errors import (
 from swiftnbd.store.auth import Login
 from swiftnbd.store.base import Blob
 from swiftnbd.store.swift import SwiftStore
-from swiftnbd.store.swift_http import SwiftAccount, Timeouts
+from swiftnbd.store.swift_http import SwiftAccount, Timeouts, _read_whole
 from tests.store.fake_swift import FakeSwift, Reply, Seen, reply_with
 
 NAME = "disk.part/00000042"
@@ -131,6 +133,11 @@ async def test_put_of_several_megabytes_arrives(fake: FakeSwift, store: SwiftSto
 
 
 # GET
+
+
+async def test_get_of_several_megabytes_arrives(fake: FakeSwift, store: SwiftStore) -> None:
+    fake.objects[NAME] = data = bytes(range(256)) * (3 * 4096)
+    assert await store.get(NAME, size_max=len(data)) == Blob(data, md5(data).hexdigest())
 
 
 @pytest.mark.parametrize(
@@ -393,6 +400,13 @@ async def test_a_hang_ends_with_the_time_of_a_try_and_nobody_else_waits(
     with pytest.raises(StoreUnavailable, match="no answer after"):
         await hanging
     await account.close()
+
+
+async def test_a_connection_lost_before_the_body_is_read_is_noticed() -> None:
+    content = aiohttp.StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    content.set_exception(aiohttp.ClientPayloadError("gone"))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await asyncio.wait_for(_read_whole(content), 5)
 
 
 async def test_a_body_that_stops_coming_ends_with_the_time_of_a_try(fake: FakeSwift) -> None:
