@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attach, cached, copying, eviction, hostile, memory, tls
+from benchmarks import attach, cached, copying, eviction, hostile, memory, requests, tls
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
 from benchmarks.processes import PACKAGES, run, version
 from benchmarks.results import Missing, Results
@@ -23,6 +23,7 @@ MEASURES = {
     copying.PART: copying.measure,
     attach.PART: attach.measure,
     memory.PART: memory.measure,
+    requests.PART: requests.measure,
     eviction.PART: eviction.measure,
     hostile.PART: hostile.measure,
 }

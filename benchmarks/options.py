@@ -10,13 +10,16 @@ from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
-PARTS = ("cached", "tls", "copy", "attach", "memory", "eviction", "hostile")
+PARTS = ("cached", "tls", "copy", "attach", "memory", "requests", "eviction", "hostile")
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Options:
-    """One run. ``seconds`` is for each fio run; the sizes are of the disks that are copied."""
+    """One run. ``seconds`` is for each fio run; the sizes are of the disks that are copied.
+
+    ``request_bytes`` is what each layer of the store sends or fetches in a round.
+    """
 
     parts: tuple[str, ...]
     cached_pairs: int
@@ -26,6 +29,8 @@ class Options:
     copy_bytes: int
     memory_bytes: int
     object_sizes: tuple[int, ...]
+    request_rounds: int
+    request_bytes: int
     json: Path | None
 
     def say(self, text: str) -> None:
@@ -44,9 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         description="Measure swiftnbd against peers, in interleaved pairs.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
-    parser.add_argument(
-        "--pairs", type=int, help="of every comparison (cached, tls, hostile 9, copy 5)"
-    )
+    parser.add_argument("--pairs", type=int, help="of every comparison (9; copy 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each fio run (3)")
     parser.add_argument("--copy-mib", type=int, default=128, help="to copy each time (128)")
     parser.add_argument("--memory-mib", type=int, default=1024, help="to copy for memory (1024)")
@@ -72,5 +75,7 @@ def _options(given: argparse.Namespace) -> Options:
         copy_bytes=(16 if quick else given.copy_mib) * MIB,
         memory_bytes=(96 if quick else given.memory_mib) * MIB,
         object_sizes=tuple(size * KIB for size in given.object_kib),
+        request_rounds=given.pairs or (1 if quick else 9),
+        request_bytes=(4 if quick else 16) * MIB,
         json=given.json,
     )
