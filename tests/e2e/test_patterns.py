@@ -106,3 +106,24 @@ def test_fio_verifies_random_writes(
         "--randseed=1",
         cwd=tmp_path,
     )
+
+
+def test_fio_verifies_what_four_jobs_wrote(shared_disk: Disk, tmp_path: Path) -> None:
+    """Each has a connection, and a part of the disk."""
+    run(
+        "fio",
+        "--name=jobs",
+        "--ioengine=nbd",
+        f"--uri={shared_disk.uri}",
+        "--rw=randrw",
+        "--bsrange=512-96k",
+        "--size=256k",
+        "--numjobs=4",
+        "--offset_increment=3M",
+        "--iodepth=8",
+        "--fsync=16",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--randseed=2",
+        cwd=tmp_path,
+    )
