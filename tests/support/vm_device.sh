@@ -16,37 +16,37 @@ larger_blocks() {
     [ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 4096 ]
 }
 
-fill() { # 8 MiB of the device, and a copy of them
-    head -c 8388608 /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/nbd0 bs=64k conv=fsync
+fill() { # 2 MiB of the device, and a copy of them
+    head -c 2097152 /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/nbd0 bs=64k conv=fsync
 }
 
-zeros_at() { # MiB, in the copy
-    dd if=/dev/zero of=/tmp/data bs=1M seek="$1" count=1 conv=notrunc
+zeros_at() { # which 256 KiB of the copy
+    dd if=/dev/zero of=/tmp/data bs=256k seek="$1" count=1 conv=notrunc
 }
 
 same_as_copy() {
     echo 3 > /proc/sys/vm/drop_caches
-    head -c 8388608 /dev/nbd0 | cmp - /tmp/data
+    head -c 2097152 /dev/nbd0 | cmp - /tmp/data
 }
 
 discard() {
-    /usr/sbin/blkdiscard -o 2M -l 1M /dev/nbd0 && zeros_at 2 && same_as_copy
+    /usr/sbin/blkdiscard -o 512K -l 256K /dev/nbd0 && zeros_at 2 && same_as_copy
 }
 
 zeroes() {
-    /usr/sbin/blkdiscard -z -o 5M -l 1M /dev/nbd0 && zeros_at 5 && sync && same_as_copy
+    /usr/sbin/blkdiscard -z -o 1280K -l 256K /dev/nbd0 && zeros_at 5 && sync && same_as_copy
 }
 
 punch() { # holes in a file, at places that are no blocks, too
     cp /tmp/data /mnt/file && sync \
-        && /usr/bin/fallocate -p -o 6M -l 1M /mnt/file && zeros_at 6 \
+        && /usr/bin/fallocate -p -o 1536K -l 256K /mnt/file && zeros_at 6 \
         && /usr/bin/fallocate -p -o 1000 -l 300000 /mnt/file \
         && dd if=/dev/zero of=/tmp/data bs=1000 seek=1 count=300 conv=notrunc && sync
 }
 
 same_file() {
     echo 3 > /proc/sys/vm/drop_caches
-    cmp /mnt/file /tmp/data
+    cmp "/mnt/${1:-file}" /tmp/data
 }
 
 refuses_writes() {
@@ -80,7 +80,7 @@ step detach_read_only /usr/sbin/nbd-client -d /dev/nbd1
 step attach_tls attach_tls
 step mount_tls /usr/bin/mount -t ext4 /dev/nbd2 /mnt
 step compare_tls same_file
-step copy_tls /usr/bin/rsync -aH /tree/ /mnt/tree/
+step copy_tls cp /mnt/file /mnt/copy
 step umount_tls /usr/bin/umount /mnt
 step detach_tls /usr/sbin/nbd-client -d /dev/nbd2
 
@@ -88,6 +88,6 @@ step attach_blocks attach -b 4096
 step larger_blocks larger_blocks
 step fsck /usr/sbin/e2fsck -fn /dev/nbd0
 step mount_blocks /usr/bin/mount -t ext4 /dev/nbd0 /mnt
-step compare_blocks same_tree /tmp/tree.sums /mnt/tree
+step compare_blocks same_file copy
 step umount_blocks /usr/bin/umount /mnt
 step detach_blocks /usr/sbin/nbd-client -d /dev/nbd0
