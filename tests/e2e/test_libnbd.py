@@ -335,7 +335,8 @@ for prepare in (lambda: h.pwrite(b"d" * 65536, 3 * 65536), lambda: None):
             before[start : start + length] = bytes(length)
         assert h.pread(65536, 3 * 65536) == before
 
-# a read that must not be in pieces is not, though there is a hole in it
+# a read that must not be in pieces is not, though there are holes in it
+h.trim(5 * 65536, 4 * 65536, nbd.CMD_FLAG_FUA)
 h.pwrite(b"e", 6 * 65536)
 pieces = []
 h.pread_structured(5 * 65536, 4 * 65536, lambda *piece: pieces.append(piece[2]), nbd.CMD_FLAG_DF)
