@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""Renewals in time, what an expired lease stops, and what becomes of the requests of a device."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from errno import ESHUTDOWN
+
+import pytest
+
+from swiftnbd.errors import ConfigError, ExportError, LockLost, StoreError
+from swiftnbd.export.layout import Geometry, setup_metadata
+from swiftnbd.export.lease import Keeper, Leased
+from swiftnbd.export.lock import Lock
+from swiftnbd.export.pace import Pace, Timing, quiet_seconds
+from swiftnbd.store.memory import MemoryStore
+from tests.support.disks import SIZE, Disk, a_disk, begin, turns
+from tests.support.faulty import Fault, Faulty, Gate, Script, failing
+
+MARK = "client.example:4242@1700000000"
+TERM = Pace().term_seconds
+STOPPED = "the lock could not be renewed for 90 s: suspended"
+
+
+class User:
+    """Who relies on the lock."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def suspend(self) -> None:
+        self.told.append("suspend")
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+    def fail(self, reason: str) -> None:
+        self.told.append(reason)
+
+
+class Kept:
+    """An acquired lock, whose clock goes on only by `pass_time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.script = Script()
+        self.memory = MemoryStore("disk")
+        self.store = Faulty(self.memory, self.script)
+        timing = Timing(lambda: self.now, self._sleep)
+        self.lock = Lock(self.store, MARK, timing=timing)
+        self.user = User()
+        self.keeper = Keeper(self.lock, self.user)
+        self._sleepers: list[tuple[float, asyncio.Event]] = []
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds:
+            event = asyncio.Event()
+            self._sleepers.append((self.now + seconds, event))
+            await event.wait()
+
+    async def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for due, event in self._sleepers:
+            if due <= self.now:
+                event.set()
+        await turns()
+
+
+@pytest.fixture
+async def kept() -> AsyncIterator[Kept]:
+    kept = Kept()
+    await kept.memory.create_container(setup_metadata(Geometry(8, SIZE)))
+    await kept.lock.acquire()
+    task = begin(kept.keeper.keep())
+    await turns(5)
+    yield kept
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# Times
+
+
+def test_quiet_time_is_term_drift_and_longest_put() -> None:
+    assert quiet_seconds(90) == pytest.approx(120.9)
+
+
+def test_term_is_renewed_six_times_and_outlasts_an_outage() -> None:
+    Pace().check_outages(60)
+    assert Pace().renewal_seconds == 15
+    Pace(term_seconds=72.1).check_outages(60)
+    with pytest.raises(ConfigError, match=r"^a lock term of 72 s .* more than 72 s$"):
+        Pace(term_seconds=72).check_outages(60)
+
+
+# The keeper
+
+
+async def test_lease_is_renewed_before_it_ends(kept: Kept) -> None:
+    for _ in range(20):
+        await kept.pass_time(15)
+        assert kept.keeper.seconds_left == TERM
+    assert kept.store.count("renew") == 20
+    assert kept.user.told == []
+
+
+@pytest.mark.expects_log(STOPPED)
+@pytest.mark.expects_log("the lock is still ours, going on")
+async def test_lease_that_ends_suspends_until_it_is_renewed(kept: Kept) -> None:
+    kept.script.on("renew", failing(), times=1000)
+    for _ in range(6):
+        await kept.pass_time(15)
+        assert kept.user.told == []
+    assert kept.keeper.seconds_left == 0
+    assert kept.user.told == ["suspend"]
+    await kept.pass_time(1)
+    kept.script.clear()
+    await kept.pass_time(1)
+    assert kept.user.told == ["suspend", "resume"]
+    assert kept.keeper.seconds_left == TERM
+
+
+@pytest.mark.expects_log(STOPPED)
+async def test_lease_that_ended_fails_if_somebody_took_over(kept: Kept) -> None:
+    kept.script.on("renew", failing(), times=6)
+    await kept.pass_time(TERM)
+    assert kept.keeper.seconds_left == 0
+    await kept.memory.put("swiftnbd/epoch/2", b"{}")
+    for _ in range(6):
+        await kept.pass_time(1)
+    suspend, reason = kept.user.told
+    assert suspend == "suspend"
+    assert "taken over" in reason
+    assert isinstance(kept.keeper.lost, LockLost)
+
+
+# What is stored
+
+
+@pytest.mark.expects_log(STOPPED)
+async def test_nothing_is_stored_after_the_lease_though_no_timer_said_so(kept: Kept) -> None:
+    """As after a SIGCONT: what clients have sent comes before any timer."""
+    leased = Leased(kept.store, kept.keeper)
+    await leased.put("disk.part/00000000", b"in time")
+    kept.now += TERM
+    for change in (leased.put("disk.part/00000001", b"late"), leased.delete("disk.part/00000000")):
+        with pytest.raises(StoreError, match="lease is over"):
+            await change
+    assert kept.user.told == ["suspend"]
+    assert (await kept.memory.get("disk.part/00000000")) is not None
+    assert (await kept.memory.get("disk.part/00000001")) is None
+
+
+async def test_put_is_aborted_when_the_lease_ends() -> None:
+    kept = Kept()
+    await kept.memory.create_container(setup_metadata(Geometry(8, SIZE)))
+    await kept.lock.acquire()
+    kept.now += TERM - 0.05
+    gate = kept.script.hold("put")
+    putting = begin(Leased(kept.store, kept.keeper).put("disk.part/00000000", b"late"))
+    await gate.arrived.wait()
+    with pytest.raises(StoreError, match="lease is over"):
+        await putting
+    gate.open()
+    await turns(5)
+    assert (await kept.memory.get("disk.part/00000000")) is None
+
+
+async def test_lost_lock_refuses_every_change(kept: Kept) -> None:
+    await kept.memory.put("swiftnbd/epoch/1", b"{}")
+    await kept.pass_time(15)
+    assert len(kept.user.told) == 1
+    with pytest.raises(LockLost):
+        await Leased(kept.store, kept.keeper).put("disk.part/00000000", b"late")
+
+
+# The device
+
+
+async def test_suspended_device_answers_nothing_and_goes_on_where_it_stopped() -> None:
+    async with a_disk() as disk:
+        await disk.device.write(0, b"known" + bytes(SIZE - 5))
+        gate = disk.script.hold("put")
+        storing = begin(disk.device.write(SIZE, b"n" * SIZE))
+        await gate.arrived.wait()
+        disk.device.suspend()
+        assert disk.device.read_now(0, 5) is None
+        reading, flushing = begin(disk.read(0, 5)), begin(disk.device.flush())
+        await turns(50)
+        assert not any(task.done() for task in (storing, reading, flushing))
+        gate.open()
+        await turns(50)
+        assert disk.has(1) is None  # it was aborted
+        disk.device.resume()
+        await asyncio.gather(storing, flushing)
+        assert await reading == b"known"
+        assert disk.has(1) == b"n" * SIZE
+        assert disk.device.read_now(0, 5) is not None
+
+
+async def test_error_of_a_request_that_was_suspended_is_none() -> None:
+    """The lease ended during the PUT, which failed for that: the client need not know."""
+    async with a_disk() as disk:
+        gate = Gate()
+        disk.script.on("put", Fault(before=gate, error=StoreError("the lease is over")))
+        storing = begin(disk.device.write(0, b"n" * SIZE))
+        await gate.arrived.wait()
+        disk.device.suspend()
+        gate.open()
+        await turns(50)
+        disk.device.resume()
+        await storing
+        assert disk.has(0) == b"n" * SIZE
+
+
+async def test_failed_device_refuses_everything_and_says_what_is_lost() -> None:
+    disk = Disk()
+    await disk.memory.create_container()
+    await disk.device.write(0, b"known" + bytes(SIZE - 5))
+    gate = disk.script.hold("put")
+    storing = begin(disk.device.write(SIZE, b"n" * SIZE))
+    await gate.arrived.wait()
+    disk.device.suspend()
+    reading = begin(disk.read(0, 5))
+    await turns(50)
+    disk.device.fail("the lock is lost")
+    for request in (storing, reading, disk.device.flush(), disk.read(0, 5)):
+        with pytest.raises(ExportError, match=r"^the lock is lost$") as caught:
+            await request
+        assert caught.value.errno == ESHUTDOWN
+    assert disk.device.read_now(0, 5) is None
+    assert disk.device.dirty_ranges() == [(SIZE, 2 * SIZE)]
+    gate.open()
