@@ -220,6 +220,11 @@ class Export:
             )
         return seen
 
+    def check_lock(self) -> None:
+        """Suspend the device if the lease is over and the timer that says so has not come yet."""
+        if self._keeper is not None:
+            self._keeper.check()
+
     # swiftnbd.export.lease.Suspendable
 
     def suspend(self) -> None:

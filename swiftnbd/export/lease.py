@@ -80,12 +80,14 @@ class Keeper:
     @property
     def seconds_left(self) -> float:
         """Of the lease, by the clock; suspends if that is nothing, whatever the timer does."""
-        if self.lost is not None:
-            return 0.0
+        self.check()
         left = self.lock.deadline - self.lock.timing.clock()
-        if left <= 0:
+        return max(0.0, left) if self.lost is None else 0.0
+
+    def check(self) -> None:
+        """Suspend if the lease is over by the clock."""
+        if self.lock.deadline <= self.lock.timing.clock() and self.lost is None:
             self._suspend()
-        return max(0.0, left)
 
     async def keep(self) -> None:
         """Renew for as long as the lock is ours."""

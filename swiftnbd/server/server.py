@@ -242,6 +242,7 @@ class Server:
             export.counters,
             f"{client} {export.name}",
             is_shared=lambda: export.connections > 1,
+            check_lock=export.check_lock,
         )
         self._transmissions[transmission] = export
         try:

@@ -100,9 +100,15 @@ class Transmission(asyncio.BufferedProtocol):
         counters: Counters,
         peer: str,
         is_shared: Callable[[], bool] = lambda: False,
+        check_lock: Callable[[], None] = lambda: None,
     ) -> None:
-        """``is_shared`` says whether the export has other connections at the moment."""
+        """``is_shared`` says whether the export has other connections at the moment.
+
+        ``check_lock`` is called before anything is answered at once: this process may have stood
+        still for so long that the device has to be suspended first.
+        """
         self._device = device
+        self._check_lock = check_lock
         self._is_shared = is_shared
         self._shape = shape
         self._counters = counters
@@ -273,11 +279,13 @@ class Transmission(asyncio.BufferedProtocol):
         elif not self._incoming.add(nbytes):
             return
         else:
+            self._check_lock()
             self._received_payload(self._incoming)
         self._parse()
 
     def _parse(self) -> None:
         """Deal with every complete request in the buffer, or stall."""
+        self._check_lock()
         try:
             stalled = self._parse_requests()
         except ProtocolError as error:

@@ -339,6 +339,27 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
     assert store.holder == "other:1@1700000000"
 
 
+@pytest.mark.expects_log("the lock could not be renewed for 3 s: suspended")
+@pytest.mark.expects_log("the lock is still ours, going on")
+async def test_cached_read_is_not_answered_after_the_lease(store: GatedStore) -> None:
+    """The server stood still: its timers are late, and the request is there before them."""
+    (export,) = exports_of(store)
+    export.pace = Pace(term_seconds=3)
+    async with serving(export) as served, await served.attached() as peer:
+        await peer.write(0, b"cached")
+        await peer.flush()
+        renewing = store.gate("^info")
+        assert export._keeper is not None
+        export._keeper.lock.deadline = 0
+        peer.request(nbd.READ, 0, 6, cookie=7)
+        await until(lambda: export._keeper is not None and export._keeper.is_suspended)
+        await renewing.reached()
+        assert not peer.reader._buffer  # type: ignore[attr-defined]
+        renewing.open()
+        assert await peer.reply(6) == (7, 0, b"cached")
+        await peer.disconnect()
+
+
 async def test_hanging_store_request_delays_no_other_client_and_no_other_export() -> None:
     hanging, sound = await set_up("hanging", "sound")
     async with serving(*exports_of(hanging, sound)) as served:
