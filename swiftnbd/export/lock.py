@@ -47,6 +47,10 @@ from swiftnbd.store.base import Store
 
 SETTLE_ROUNDS_MAX = 3  # read back, mark again, read back; more would be somebody working against us
 
+# A contender that reads old metadata looks for the epoch after one that was released long ago; as
+# long as that exists, it finds its way up. So metadata may be so many tenures old.
+EPOCHS_KEPT = 32
+
 _CLIENT = META_PREFIX + "client"
 _LAST = META_PREFIX + "last"
 _EPOCH = META_PREFIX + "epoch"
@@ -363,11 +367,10 @@ class Lock:
             )
 
     async def _remove_older(self) -> None:
-        """Delete the epochs before ours, which exists; if one is left over, it harms nobody."""
+        """Delete what nobody looks for any more; if one is left over, it harms nobody."""
         with suppress(StoreError):
-            number, is_clean = self._epoch - 1, bool(self.predecessor.binding)
-            while number and await self.store.delete(epoch_name(number)) and not is_clean:
-                number -= 1
+            if self._epoch > EPOCHS_KEPT:
+                await self.store.delete(epoch_name(self._epoch - EPOCHS_KEPT))
             if not self.predecessor.epoch:
                 await self.store.delete(LEGACY_CANARY)
 

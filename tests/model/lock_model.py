@@ -40,6 +40,9 @@ PUT_SECONDS = 6.0  # in place of PUT_SECONDS_MAX
 DONE_SECONDS_MAX = PUT_SECONDS - 0.1  # a request is done by then, or never
 REQUEST_SECONDS_MAX = 12.0  # until who asked gives up
 HERD_SECONDS = 10.0
+LAGGARDS = 0.5  # share of the schedules with one
+EPOCHS_KEPT = 4
+STALE_EPOCHS = 2  # how far old metadata may be behind
 PART = "disk.part/00000000"
 
 Done = Callable[[Any, BaseException | None], None]
@@ -95,7 +98,7 @@ class World:
         self.dead: set[int] = set()
         self.current: Machine | None = None
         self.tasks: list[Task] = []
-        self.gaps = [0.1, 3.0, 20.0]  # between what a holder does
+        self.gaps = [0.1, 3.0, 20.0]  # seconds between what a holder does
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._set_up()
@@ -103,7 +106,7 @@ class World:
         self.machines = [Machine(self, number, each) for number, each in enumerate(troubles)]
 
     def _draw_troubles(self, machines: int) -> list[Troubles]:
-        if self.chance.random() < 0.5:
+        if self.chance.random() >= LAGGARDS:
             return [Troubles.draw(self.chance) for _ in range(machines)]
         self.gaps = [0.1, 0.5, 3.0]  # much happens while the laggard is away
         others = [Troubles(0, 0, 0, 0, 0, 0) for _ in range(machines - 1)]
@@ -138,8 +141,12 @@ class World:
         self.history.append((self.now, dict(self.container.metadata)))
 
     def read_metadata(self, stale: float) -> dict[str, str]:
+        """Those of now, or of a replica that missed up to `STALE_EPOCHS` tenures."""
         if not stale or self.chance.random() >= stale:
             return dict(self.container.metadata)
+        newest = max(int(metadata["swiftnbd-epoch"]) for _, metadata in self.history)
+        while int(self.history[0][1]["swiftnbd-epoch"]) < newest - STALE_EPOCHS:
+            del self.history[0]
         moment = self.now - self.chance.uniform(0, self.chance.choice([1.0, 10.0, SECONDS / 2]))
         old = [metadata for since, metadata in self.history if since <= moment]
         return dict(old[-1] if old else self.history[0][1])

@@ -7,8 +7,10 @@ import pytest
 
 from swiftnbd.errors import Locked
 from swiftnbd.export import epoch as epoch_module
-from swiftnbd.export.epoch import Claim, Epoch, epoch_name
+from swiftnbd.export import lock as lock_module
+from swiftnbd.export.epoch import Claim, Epoch, epoch_name, read_epoch
 from swiftnbd.export.lock import Lock, Sighting
+from tests.model import lock_model
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -18,6 +20,13 @@ MUTANTS: list[Plant] = []
 def mutant(plant: Plant) -> Plant:
     MUTANTS.append(plant)
     return plant
+
+
+def forget_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Epochs are kept for so long that some flaws are harmless: not here, nor are metadata new."""
+    patch.setattr(lock_module, "EPOCHS_KEPT", 1)
+    patch.setattr(lock_model, "STALE_EPOCHS", 1000)
+    patch.setattr(lock_model, "LAGGARDS", 1.0)
 
 
 async def nothing(*_: object) -> None:
@@ -31,6 +40,8 @@ def epoch_is_not_read_back(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def renewal_is_a_put(patch: pytest.MonkeyPatch) -> None:
+    """It makes its epoch again, which was deleted."""
+    forget_quickly(patch)
     renew = Lock.renew
 
     async def put(self: Lock) -> None:
@@ -56,12 +67,9 @@ def lease_counts_from_the_reply(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def name_is_used_again(patch: pytest.MonkeyPatch) -> None:
-    check = Lock._check_unchanged
-
-    async def careless(self: Lock, below: Epoch | None) -> None:
-        await check(self, None)
-
-    patch.setattr(Lock, "_check_unchanged", careless)
+    """Metadata are believed whose epoch is not there any more."""
+    forget_quickly(patch)
+    patch.setattr(lock_module, "find_newest_known", read_epoch)
 
 
 @mutant

@@ -13,11 +13,11 @@ import pytest
 from swiftnbd.export import lock as lock_module
 from swiftnbd.export import pace as pace_module
 from swiftnbd.export.process import Process
-from tests.model.lock_model import PUT_SECONDS, RENEWALS, Processes, explore
+from tests.model.lock_model import EPOCHS_KEPT, PUT_SECONDS, RENEWALS, Processes, explore
 from tests.model.lock_mutants import MUTANTS, Plant
 
 SCHEDULES = int(os.environ.get("LOCK_SCHEDULES", "10000"))
-SCHEDULES_PER_MUTANT = 4000
+SCHEDULES_PER_MUTANT = 8000
 TENURES_MIN = 4  # per schedule, on average: a lock that nobody ever gets is safe too
 
 
@@ -26,6 +26,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
     processes = Processes()
     monkeypatch.setattr(pace_module, "PUT_SECONDS_MAX", PUT_SECONDS)
     monkeypatch.setattr(pace_module, "RENEWALS_PER_TERM", RENEWALS)
+    monkeypatch.setattr(lock_module, "EPOCHS_KEPT", EPOCHS_KEPT)
     monkeypatch.setattr(lock_module, "current_process", processes.current)
     monkeypatch.setattr(Process, "is_dead", lambda self: processes.is_dead(self))
     logging.disable()  # most of the time would be spent on it
