@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -8,8 +10,9 @@ from swiftnbd.cli.ctl import ctl
 from swiftnbd.cli.ctl_list import describe, simple_line
 from swiftnbd.cli.run import run
 from swiftnbd.errors import ContainerMissing, ExportUnusable
+from swiftnbd.export.lock import Lock
 from swiftnbd.store.base import Store
-from tests.integration.conftest import NAME
+from tests.integration.conftest import HOLDER, NAME
 
 
 async def test_line_is_that_of_the_old_version(disk: Store) -> None:
@@ -97,3 +100,15 @@ def test_folder_without_containers_is_told_and_not_an_empty_list(
         f"swiftnbd-ctl: no container is set up under {folder}{missing}; "
         f"run: swiftnbd-ctl -a file:{folder} setup NAME --size 1G\n"
     )
+
+
+async def test_table_says_who_holds_it_where_and_when_it_was_renewed(disk: Store) -> None:
+    lock = Lock(disk, HOLDER)
+    await lock.acquire()
+    assert (await describe(disk, NAME, count=True)).lock == (
+        f"host:7 since 2023-11-14 22:13:20 UTC, process {os.getpid()} on {socket.gethostname()}"
+    )
+    await lock.renew()
+    assert ", last renewed 20" in (await describe(disk, NAME, count=True)).lock
+    await lock.release()
+    assert (await describe(disk, NAME, count=True)).lock == ""
