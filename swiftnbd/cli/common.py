@@ -96,7 +96,7 @@ def mark_of_this_process() -> str:
 @asynccontextmanager
 async def locked(
     store: Store, name: str, pace: "Pace | None" = None, *, changed: bool = True
-) -> AsyncIterator[DiskInfo]:
+) -> AsyncIterator["tuple[Lock, DiskInfo]"]:
     """Hold the container's lock; whatever happens inside, try to give it back.
 
     ``changed`` False: the disk will be what it was.
@@ -108,7 +108,7 @@ async def locked(
     disk = await acquire(lock, name)
     try:
         async with kept(lock, name):
-            yield disk
+            yield lock, disk
     except BaseException:
         await release_after_failure(lock, name)
         raise

@@ -54,7 +54,7 @@ async def download(
     """Copy the disk into ``file`` and commit it, holding the container's lock."""
     from swiftnbd.cli.parallel import in_thread
 
-    async with locked(store, name, pace, changed=False) as disk:
+    async with locked(store, name, pace, changed=False) as (_, disk):
         log.debug("downloading %s", name)
         size = disk_bytes(disk)
         file.set_size(size)

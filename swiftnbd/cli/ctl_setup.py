@@ -134,7 +134,8 @@ async def setup(store: Store, *, name: str, request: SetupRequest, tell: Tell) -
         tell(f"{name} doesn't exist, will be created")
         # No empty values: they would wipe the mark of somebody who was faster than us.
         metadata = {key: value for key, value in setup_metadata(geometry).items() if value}
-        await store.create_container(metadata, policy=request.policy)
+        if await store.create_container(metadata, policy=request.policy):
+            await _remember_empty(store, name, request)
     else:
         disk = _parse(info)
         if request.exist_ok and disk is not None and disk.geometry == geometry:
@@ -146,6 +147,26 @@ async def setup(store: Store, *, name: str, request: SetupRequest, tell: Tell) -
         f"Done, {name}: {geometry.objects} objects of {geometry.object_size} bytes, "
         f"{format_size(geometry.size)}"
     )
+
+
+async def _remember_empty(store: Store, name: str, request: SetupRequest) -> None:
+    """Tell the first client that nothing is stored yet, so that it need not look for it.
+
+    The proof: we created the container, and nobody had locked it before us.
+    """
+    from swiftnbd.export.objects import store_presence
+    from swiftnbd.export.presence import Presence, State
+
+    async with locked(store, name, request.pace) as (lock, _):
+        if (
+            lock.predecessor.epoch
+            or lock.predecessor.last
+            or await store.listing(prefix=PART_PREFIX, limit=1)
+        ):
+            return
+        presence = Presence(request.geometry.objects)
+        presence.fill(0, request.geometry.objects, State.ABSENT)
+        await store_presence(store, presence, lock.tenure.binding)
 
 
 def _parse(info: ContainerInfo) -> DiskInfo | None:
@@ -170,7 +191,7 @@ async def _set_up_existing(
         # Without sensible metadata nobody can attach, so there is nobody to lock out.
         await store.set_metadata(metadata)
         return
-    async with locked(store, name, request.pace) as disk:
+    async with locked(store, name, request.pace) as (_, disk):
         kept = {META_PREFIX + key for key in ("client", "last")}  # those belong to the lock
         await store.set_metadata({k: v for k, v in metadata.items() if k not in kept})
     if request.geometry.size < disk.geometry.size:

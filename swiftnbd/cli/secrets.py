@@ -10,8 +10,9 @@ import configparser
 import logging
 import os
 import stat
-from typing import TextIO
+from typing import Any, TextIO
 
+from swiftnbd.cli.cache import CACHE_KEYS, parse_setting
 from swiftnbd.cli.networks import NAMES, parse_rules
 from swiftnbd.errors import ConfigError, StoreError
 from swiftnbd.server.access import Access, Rule
@@ -21,9 +22,16 @@ from swiftnbd.store.checks import check_container_name
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
 SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 
-_KNOWN = frozenset(
-    {"username", "password", "read-only", "multi-conn", "allow", "deny", "tls", "authurl"}
-)
+_KNOWN = CACHE_KEYS | {
+    "username",
+    "password",
+    "read-only",
+    "multi-conn",
+    "allow",
+    "deny",
+    "tls",
+    "authurl",
+}
 _WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
     "": False,  # as if the key was not there
     "0": False,
@@ -119,7 +127,19 @@ def _export(path: str, section: configparser.SectionProxy, need_login: bool) -> 
         multi_conn=_word(path, section, "multi-conn", default=True),
         access=access,
         tls_only=_tls_only(path, section),
+        cache=_cache(path, section),
     )
+
+
+def _cache(path: str, section: configparser.SectionProxy) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key in sorted(CACHE_KEYS & set(section)):
+        try:
+            field, value = parse_setting(key, section[key])
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key} of [{section.name}] {error}") from None
+        settings[field] = value
+    return settings
 
 
 def _tls_only(path: str, section: configparser.SectionProxy) -> bool:

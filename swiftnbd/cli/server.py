@@ -14,6 +14,7 @@ import click
 
 from swiftnbd.cli import run
 from swiftnbd.cli.activation import take_handed_over
+from swiftnbd.cli.cache import CacheOptions, cache_options
 from swiftnbd.cli.common import locked_by
 from swiftnbd.cli.exits import EPILOG, SeveralFailed
 from swiftnbd.cli.flags import GroupedCommand
@@ -84,6 +85,7 @@ class Plan:
 @shared_options
 @listen_options
 @export_options
+@cache_options
 @tls_options
 @lock_options
 @handshake_options
@@ -92,6 +94,7 @@ def server(
     options: SharedOptions,
     listen: ListenOptions,
     serving: ExportOptions,
+    caching: CacheOptions,
     encryption: TlsOptions,
     locking: LockOptions,
     handshake: HandshakeOptions,
@@ -113,7 +116,7 @@ def server(
         ServerConfig(
             addresses,
             connection,
-            cache_bytes=serving.cache_bytes,
+            cache=caching.settings,
             handshake_seconds_max=handshake.handshake_timeout,
             connections_max=serving.max_connections,
             connections_per_address_max=serving.max_connections_per_address,
@@ -221,7 +224,7 @@ async def load_exports(
                 config.name,
                 store,
                 config.read_only,
-                plan.server.cache_bytes,
+                replace(plan.server.cache, **config.cache),
                 multi_conn=config.multi_conn,
                 tls_only=config.tls_only,
                 pace=plan.server.pace,

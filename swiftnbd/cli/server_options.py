@@ -26,8 +26,6 @@ from swiftnbd.server.config import (
 
 PID_FILE_DEFAULT = os.path.join(tempfile.gettempdir(), "swiftnbd.pid")
 
-_MEGABYTE = 1024 * 1024  # as swiftnbd 0.11 counted
-_CACHE_MEGABYTES_MAX = 1024 * 1024
 _HANDSHAKE_SECONDS_MAX = 3600.0
 _TERM_SECONDS_MIN, _TERM_SECONDS_MAX = 1.0, 24 * 3600.0
 _TIMEOUT_SECONDS_MIN, _TIMEOUT_SECONDS_MAX = 0.5, 24 * 3600.0
@@ -186,7 +184,6 @@ class ExportOptions:
     deny: tuple[Rule, ...]
     max_connections: int
     max_connections_per_address: int
-    cache_limit: int
 
     def exports(self, found: tuple[ExportConfig, ...]) -> tuple[ExportConfig, ...]:
         """The exports as these flags change them. ConfigError if the default is none of them."""
@@ -200,11 +197,6 @@ class ExportOptions:
     def access(self) -> Access:
         """Who may connect at all."""
         return Access(self.allow, self.deny)
-
-    @property
-    def cache_bytes(self) -> int:
-        """For each export."""
-        return self.cache_limit * _MEGABYTE
 
 
 _export = flags_of("What they get")
@@ -253,15 +245,6 @@ export_options = flag_group(
         default=ServerConfig().connections_per_address_max,
         show_default=True,
         help="How many of them from one address (one IPv6 network of 64 bits).",
-    ),
-    _export(
-        "-c",
-        "--cache-limit",
-        type=click.IntRange(1, _CACHE_MEGABYTES_MAX),
-        metavar="MB",
-        default=ServerConfig().cache_bytes // _MEGABYTE,
-        show_default=True,
-        help="Cache memory limit of each export in MB.",
     ),
 )
 

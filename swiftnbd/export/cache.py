@@ -1,128 +1,112 @@
 # SPDX-License-Identifier: MIT
-"""Which blocks are in memory: a bounded set with second-chance eviction.
+"""Which blocks are in memory: a bounded number of them.
 
-A block is *idle* when it is clean and nobody has it pinned; only idle blocks are evicted, in
-the order in which they became idle, except that one that was read since is given another round
-(CLOCK). So a hit costs one flag, and finding a victim does not depend on how much is dirty.
+A block is *idle* when it is clean and nobody has it pinned; only idle blocks are evicted, and
+which of them goes first is a matter of `swiftnbd.export.eviction`.
 
-Nothing dirty is ever dropped to make room: who needs room waits until a block becomes idle.
-Nobody waits for room with a block pinned, so this cannot deadlock as long as uploads end. A
-block whose upload failed is *stuck*: dirty, and nobody stores it. Who needs room and finds one
-has it stored, or fails for the same reason; a client that never flushes would wait for ever.
+Nothing dirty is ever dropped to make room: who finds none waits until a block becomes idle,
+without a pin of its own.
 """
 
-import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.block import Block, State
-from swiftnbd.export.layout import Geometry
-
-CACHE_BLOCKS_MIN = 4  # fewer could not hold one request's neighbours and a read-modify-write
+from swiftnbd.export.eviction import Eviction
 
 
 class BlockCache:
-    """At most ``capacity`` blocks. ``blocks`` may be looked at, not changed, from outside.
+    """At most ``capacity`` blocks of ``block_size`` bytes each.
 
-    ``store`` is asked to make a stuck block clean; it pins it meanwhile, and raises if it cannot.
+    ``blocks`` may be looked at, not changed, from outside. ``on_idle`` is called when there may
+    be room again.
     """
 
-    def __init__(self, capacity: int, store: Callable[[Block], Awaitable[None]]) -> None:
+    def __init__(self, capacity: int, block_size: int, on_idle: Callable[[], None]) -> None:
         assert capacity > 0
         self.capacity = capacity
+        self.block_size = block_size
         self.blocks: dict[int, Block] = {}
-        self._store = store
-        self._idle: OrderedDict[int, Block] = OrderedDict()
-        self._stuck: dict[int, Block] = {}
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._on_idle = on_idle
+        self._eviction = Eviction[Block](capacity)
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def within(self, first: int, end: int) -> Iterator[int]:
-        """Indexes of the blocks in ``[first, end)`` that are in memory now, ascending."""
+    def within(self, first: int, end: int) -> Iterator[Block]:
+        """The blocks of ``[first, end)`` that are in memory now, ascending."""
         if end - first < len(self.blocks):
-            return (index for index in range(first, end) if index in self.blocks)
-        return iter(sorted(index for index in self.blocks if first <= index < end))
+            found = (self.blocks.get(index) for index in range(first, end))
+            return (block for block in found if block is not None)
+        return iter([self.blocks[index] for index in sorted(self.blocks) if first <= index < end])
 
-    async def pin(self, index: int) -> Block:
-        """The block ``index``, put in if it is not there (then EMPTY), and kept until `unpin`."""
-        waited = False
-        while (block := self.blocks.get(index)) is None:
-            if len(self.blocks) < self.capacity or self._evict():
-                block = self.blocks[index] = Block(index)
-                waited = False
-                break
-            if self._stuck:
-                await self._store(next(iter(self._stuck.values())))
-            else:
-                await self._wait_for_room()
-            waited = True
-        if waited:
-            self._wake_one()  # somebody else brought the block in: the room is still free
-        self.hold(block)
+    def admit(self, index: int) -> Block | None:
+        """A new block, EMPTY, to be pinned or changed before anything is awaited.
+
+        None if everything here is needed.
+        """
+        assert index not in self.blocks
+        if len(self.blocks) >= self.capacity and not self._evict():
+            return None
+        block = self.blocks[index] = Block(index, self.block_size)
         return block
 
-    def hold(self, block: Block) -> None:
-        """One more pin on a block that is in the cache."""
-        assert self.blocks.get(block.index) is block
-        block.pins += 1
-        self._idle.pop(block.index, None)
-        self._stuck.pop(block.index, None)
+    def pin_all(self, indexes: Sequence[int]) -> list[Block] | None:
+        """Pin these blocks, admitting those that are not here; all of them or none.
 
-    def unpin(self, block: Block, *, cold: bool = False) -> None:
-        """Let go. ``cold``: nobody is expected to want it, so it is the next to be evicted."""
+        Whoever held some and waited for others could wait for somebody who does the same.
+        """
+        assert len(indexes) <= self.capacity
+        pinned: list[Block] = []
+        for index in indexes:
+            block = self.blocks.get(index) or self.admit(index)
+            if block is None:
+                for each in pinned:
+                    self.unpin(each)
+                return None
+            self.pin(block)
+            pinned.append(block)
+        return pinned
+
+    def pin(self, block: Block) -> None:
+        """One more who relies on a block of the cache staying in it."""
+        assert self.blocks.get(block.index) is block
+        if self.is_idle(block):
+            self._eviction.remove(block)
+        block.pins += 1
+
+    def unpin(self, block: Block) -> None:
+        """Let go."""
         assert block.pins > 0
-        assert self.blocks[block.index] is block
         block.pins -= 1
+        self.settle(block)
+
+    def settle(self, block: Block) -> None:
+        """The block has become idle, dirty, or useless: after any change of its state."""
+        assert self.blocks.get(block.index) is block
         if block.pins:
             return
         if block.state is State.EMPTY:
             del self.blocks[block.index]
-        elif block.state is State.CLEAN:
-            self._idle[block.index] = block
-            if cold:
-                self._idle.move_to_end(block.index, last=False)
-                block.used = False
+        elif block.dirty:
+            self._eviction.remove(block)
+            return
         else:
-            assert block.state is State.DIRTY  # a fetch and an upload pin theirs
-            self._stuck[block.index] = block
-        self._wake_one()
+            self._eviction.insert_idle(block)
+        self._on_idle()
+
+    def drop(self, block: Block) -> None:
+        """Forget an idle block at once."""
+        assert self.is_idle(block)
+        self._eviction.remove(block)
+        del self.blocks[block.index]
+        self._on_idle()
+
+    def is_idle(self, block: Block) -> bool:
+        """Whether it could be evicted."""
+        return not block.pins and block.state is State.CLEAN
 
     def _evict(self) -> bool:
-        while self._idle:
-            index, block = self._idle.popitem(last=False)
-            if not block.used:
-                del self.blocks[index]
-                return True
-            block.used = False
-            self._idle[index] = block
-        return False
-
-    async def _wait_for_room(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._wake_one()  # we were given the room; pass it on
-            raise
-
-    def _wake_one(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-
-def check_cache(geometry: Geometry, cache_bytes: int) -> None:
-    """Raise `ExportUnusable` if the cache is too small for a disk of this geometry."""
-    least = CACHE_BLOCKS_MIN * geometry.object_size
-    if cache_bytes < least:
-        raise ExportUnusable(
-            f"its objects of {geometry.object_size} bytes need a cache of at least {least} bytes, "
-            f"and the limit is {cache_bytes}"
-        )
+        block = self._eviction.victim()
+        if block is not None:
+            del self.blocks[block.index]
+        return block is not None

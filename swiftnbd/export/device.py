@@ -21,9 +21,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from swiftnbd.store.base import Buffer
+from swiftnbd.store.base import OBJECT_BYTES_MAX, Buffer
 
-HOLE_BYTES_MAX: Final = 32 * 1024 * 1024  # of one piece: the largest READ there is
+HOLE_BYTES_MAX: Final = OBJECT_BYTES_MAX  # of one piece
+_HOLE_PIECE_BYTES: Final = 256 * 1024
 _NOTHING: Final = bytes(HOLE_BYTES_MAX)  # never written to, so it takes address space only
 _HOLE: Final = memoryview(_NOTHING)
 
@@ -34,6 +35,14 @@ def hole(length: int) -> memoryview:
     """``length`` zeros, recognised by `is_hole`; at most `HOLE_BYTES_MAX`."""
     assert length <= HOLE_BYTES_MAX
     return _HOLE[:length]
+
+
+def holes(length: int) -> list[memoryview]:
+    """``length`` zeros in pieces of a size that a transport's progress can be seen in."""
+    pieces = [_HOLE[:_HOLE_PIECE_BYTES]] * (length // _HOLE_PIECE_BYTES)
+    if rest := length % _HOLE_PIECE_BYTES:
+        pieces.append(_HOLE[:rest])
+    return pieces
 
 
 def is_hole(piece: Buffer) -> bool:

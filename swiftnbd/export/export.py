@@ -31,7 +31,6 @@ from swiftnbd.errors import (
     Locked,
     SwiftnbdError,
 )
-from swiftnbd.export.cache import check_cache
 from swiftnbd.export.device import Device
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.layout import DiskInfo, parse_metadata
@@ -39,6 +38,7 @@ from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import NOBODY, Lock, Sighting
 from swiftnbd.export.marks import describe_holder, mark_for
 from swiftnbd.export.pace import Pace
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
@@ -71,7 +71,7 @@ class Export:
     name: str
     store: Store
     read_only: bool = False
-    cache_bytes: int = 64 * 1024 * 1024
+    cache: CacheSettings = field(default_factory=CacheSettings)
     pace: Pace = field(default_factory=Pace)
     takeover: bool = False  # from a holder that gives no sign of life
     multi_conn: bool = True  # else one connection is the whole client
@@ -103,7 +103,7 @@ class Export:
             await self._watch.look()
 
     def _adopt(self, info: DiskInfo) -> None:
-        check_cache(info.geometry, self.cache_bytes)
+        self.cache.check(info.geometry)
         self.info = info
 
     @property
@@ -167,8 +167,31 @@ class Export:
             await self._let_go()
             store = Leased(store, await self._acquire(client))
         self.device = ObjectDevice(
-            store, self.info.geometry, cache_bytes=self.cache_bytes, counters=self.counters
+            store,
+            self.info.geometry,
+            self.cache,
+            counters=self.counters,
+            exclusive=not self.read_only,
         )
+        await self._recall()
+
+    async def _recall(self) -> None:
+        """Learn from the last holder which objects exist, if nobody wrote since."""
+        if self.device is None or self._lock is None or not self._lock.predecessor.binding:
+            return
+        try:
+            await self.device.recall(self._lock.predecessor.binding)
+        except SwiftnbdError as error:
+            log.info("%s: which objects exist has to be found out again: %s", self.name, error)
+
+    async def _remember(self) -> None:
+        """Tell the next holder which objects exist. It is written back: nothing can be lost."""
+        if self.device is None or self._lock is None:
+            return
+        try:
+            await self.device.remember(self._lock.tenure.binding)
+        except SwiftnbdError as error:
+            log.info("%s: which objects exist could not be kept: %s", self.name, error)
 
     def _check_not_lost(self) -> None:
         if self._keeper is not None and self._keeper.lost is not None:
@@ -273,6 +296,7 @@ class Export:
     async def _let_go(self) -> None:
         if self.device is not None:
             await self.device.close()
+            await self._remember()
             self.device = None
         if self._lock is not None:
             await self._unlock()

@@ -4,12 +4,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from swiftnbd.export.pace import Pace
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.server.access import Access
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
-CACHE_BYTES_DEFAULT = 64 * 1024 * 1024
 OUTAGE_SECONDS_DEFAULT = 60.0  # half of the 120 s after which a Linux task counts as hung
 HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
 CONNECTIONS_DEFAULT = 200  # each may take some memory, see docs/SECURITY.md
@@ -45,7 +46,10 @@ class AuthConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """One container to work on; ``credentials`` are None for the directory store only."""
+    """One container to work on; ``credentials`` are None for the directory store only.
+
+    ``cache`` are the fields of `CacheSettings` in which it differs from the server's.
+    """
 
     name: str
     read_only: bool = False
@@ -53,6 +57,7 @@ class ExportConfig:
     multi_conn: bool = True
     access: Access = field(default_factory=Access)
     tls_only: bool = False
+    cache: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class ServerConfig:
 
     listen: tuple[ListenAddress, ...] = (TcpAddress(),)
     connection: Connection | None = None
-    cache_bytes: int = CACHE_BYTES_DEFAULT  # for each export
+    cache: CacheSettings = field(default_factory=CacheSettings)  # of each export
     handshake_seconds_max: float = HANDSHAKE_SECONDS_DEFAULT
     connections_max: int = CONNECTIONS_DEFAULT
     connections_per_address_max: int = CONNECTIONS_PER_ADDRESS_DEFAULT

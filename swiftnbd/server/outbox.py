@@ -51,8 +51,12 @@ class Outbox:
             was_writable, waiting = self.writable, self._transport.get_write_buffer_size()
             # they will wait too, and small ones would take more room than their bytes
             self._transport.writelines(_joined(self.pieces) if waiting else self.pieces)
-            if not was_writable:
-                self._stuck += self._transport.get_write_buffer_size() - waiting
+            if not self.writable:
+                held = self._transport.get_write_buffer_size()
+                if was_writable:  # what went straight to the client was taken, too
+                    self._taken_before += waiting + sum(map(len, self.pieces)) - held
+                else:
+                    self._stuck += held - waiting
         self.pieces.clear()
         cost, self._cost = self._cost, 0
         if self.writable:

@@ -9,12 +9,13 @@ not be written back is named, and its container stays locked.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from swiftnbd.errors import ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.server.access import Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
@@ -93,7 +94,7 @@ class Server:
         self._watch = asyncio.get_running_loop().create_task(watch)
         for place in places:
             log.info("serving on %s", place)
-        memory = memory_bytes_max(self._config, len(self._exports))
+        memory = memory_bytes_max(self._config, (export.cache for export in self._exports.values()))
         log.info("clients can make it take %d MiB of memory at most", memory // (1024 * 1024))
         if self._config.connection is not None:
             self._standard = StandardClient(self._config.connection)
@@ -280,11 +281,12 @@ class Server:
         return await export.attach(client)
 
 
-def memory_bytes_max(config: ServerConfig, exports: int) -> int:
+def memory_bytes_max(config: ServerConfig, caches: Iterable[CacheSettings]) -> int:
     """What clients, of whatever kind, can make a server take beyond what it takes when idle."""
     connection = CONNECTION_BYTES_MAX + (TLS_BYTES_MAX if config.tls else 0)
     connections = config.connections_max * connection
-    return BYTES_AT_WORK_MAX + connections + exports * config.cache_bytes
+    cached = sum(cache.cache_bytes for cache in caches)
+    return BYTES_AT_WORK_MAX + connections + cached
 
 
 async def _let_go(export: Export) -> None:

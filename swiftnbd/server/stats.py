@@ -36,6 +36,6 @@ def log_stats(export: Export) -> None:
         "CACHE: %s size=%d, limit=%d (%.2f%%)",
         export.name,
         cached,
-        export.cache_bytes,
-        cached * 100 / export.cache_bytes,
+        export.cache.cache_bytes,
+        cached * 100 / export.cache.cache_bytes,
     )

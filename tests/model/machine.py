@@ -6,6 +6,7 @@ exactly by its seed. Hanging calls wait for gates that rules open; no clock deci
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,16 +15,33 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from swiftnbd.errors import StoreUnavailable, SwiftnbdError
+from swiftnbd.export.device import Extent
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
+from swiftnbd.export.presence import State
+from swiftnbd.export.settings import CacheMode, CacheSettings
 from swiftnbd.export.watch import break_lock, sight
+from swiftnbd.store.base import Buffer
 from swiftnbd.store.memory import MemoryStore
-from tests.model.oracle import TAGS_MAX, Oracle
+from tests.model.oracle import TAGS_MAX, Change, Oracle
 from tests.support.disks import SIZE, TURNS, joined, name, turns
 from tests.support.faulty import Call, Fault, Faulty, Gate, Script, failing, reply_lost, short_body
 
-OBJECTS, CACHED = 6, 4
+OBJECTS, CACHED = 8, 4
+UNIT = SIZE // 4  # of the cache, in some of the examples
+CACHES = st.builds(
+    CacheSettings,
+    cache_bytes=st.just(CACHED * SIZE),
+    mode=st.sampled_from([CacheMode.WRITEBACK] * 3 + [CacheMode.WRITETHROUGH]),
+    block_bytes=st.sampled_from([None, UNIT]),
+    dirty_bytes=st.sampled_from([None, SIZE, CACHED * SIZE]),
+    dirty_seconds=st.sampled_from([0.0, math.inf]),  # by no clock
+    retry_seconds=st.just(0.0),
+    read_ahead_bytes=st.sampled_from([0, SIZE]),
+    requests=st.sampled_from([2, 16]),
+    reads_reserved=st.just(1),
+)
 DISK = OBJECTS * SIZE
 TURNS_MAX = 3000  # of the event loop, for what nothing holds up
 AT_WORK_MAX = 8  # requests, before new ones wait for old ones
@@ -39,13 +57,20 @@ OFFSETS = st.builds(
 )
 LENGTHS = st.sampled_from([1, 200, SIZE - 1, SIZE, SIZE, SIZE + 1, 2 * SIZE, 3 * SIZE])
 STEPS = st.sampled_from([0, 0, 0, 1, 2, 3, 5, 8, 20])  # turns of the loop before what is next
-KINDS = st.sampled_from(["write"] * 4 + ["read"] * 3 + ["zero", "no_hole", "trim", "prefetch"])
-FURTHER = st.sampled_from([0, 0, 0, SIZE])
+KINDS = st.sampled_from(
+    ["write"] * 4
+    + ["write fua"] * 2
+    + ["read"] * 3
+    + ["zero", "zero fua", "no_hole", "trim", "trim fua", "prefetch", "extents"]
+)
+FURTHER = st.sampled_from([0, 0, 0, 130, SIZE])
 BURSTS = st.lists(st.tuples(KINDS, FURTHER, LENGTHS, STEPS), min_size=2, max_size=8)
+TROUBLE = ["fail", "lose reply", "hang", "hang after", "hang and fail"]
 FAULTS = st.lists(
-    st.tuples(
-        st.sampled_from(["get", "put", "put", "delete"]),
-        st.sampled_from(["fail", "lose reply", "hang", "hang after", "hang and fail", "short"]),
+    st.sampled_from(
+        [("put", kind) for kind in TROUBLE]
+        + [("delete", kind) for kind in TROUBLE]
+        + [("get", kind) for kind in ("fail", "hang", "hang after", "short", "stale", "stale")]
     ),
     max_size=4,
 )
@@ -69,12 +94,14 @@ class DiskMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.loop.set_debug(False)  # it would take most of the time
         self.memory = MemoryStore("disk")
-        self.oracle = Oracle(DISK)
+        self.oracle = Oracle(DISK, UNIT)
         self.pending: list[Pending] = []
         self.gates: list[Gate] = []
         self.script = Script()
         self.tag = 0
+        self.kept: dict[int, Change] = {}  # by the number of the object: see `_begin_keeping`
         self.busy = 0  # rules since everything was at rest
+        self.suspended_at: int | None = None  # changes sent to the store when it was suspended
 
     # Running
 
@@ -84,13 +111,14 @@ class DiskMachine(RuleBasedStateMachine):
 
     def go(self, steps: int) -> None:
         """Let the event loop turn, then tell the oracle what has ended."""
-        self.run(turns(steps))
+        self.loop.run_until_complete(turns(steps))
         for each in [each for each in self.pending if each.task.done()]:
             self.pending.remove(each)
             try:
                 result, done = each.task.result(), True
             except (SwiftnbdError, asyncio.CancelledError):
                 result, done = None, False
+            assert not (done and self.suspended_at is not None), "answered while suspended"
             each.ended(result, done)
 
     def begin(
@@ -100,6 +128,7 @@ class DiskMachine(RuleBasedStateMachine):
         steps: int,
     ) -> None:
         while len(self.pending) >= AT_WORK_MAX:
+            self._resume()
             self._open_gates()
             self.go(TURNS)
         self.pending.append(Pending(self.loop.create_task(work(self.device)), ended))
@@ -112,6 +141,7 @@ class DiskMachine(RuleBasedStateMachine):
 
     def _finish(self) -> None:
         """Every request ends, whatever goes wrong; with the gates open none may hang."""
+        self._resume()
         for _ in range(40):
             self._open_gates()
             self.go(TURNS)
@@ -124,15 +154,24 @@ class DiskMachine(RuleBasedStateMachine):
 
     # Life
 
-    @initialize()
-    def set_up(self) -> None:
+    @initialize(cache=CACHES, filled=st.booleans())
+    def set_up(self, cache: CacheSettings, filled: bool) -> None:
+        self.cache = cache
+        self.writes_through = cache.mode is CacheMode.WRITETHROUGH
+        self.store = Faulty(self.memory, self._plan)
         self.run(self.memory.create_container(setup_metadata(Geometry(OBJECTS, SIZE))))
+        if filled:
+            image = self.oracle.begin_change(0, DISK, 0)
+            for index in range(OBJECTS):
+                part = image.data[index * SIZE : (index + 1) * SIZE]
+                self.run(self.store.put(name(index), part))
+            self.oracle.end_change(image, rules_out=True, durable=True)
         self._start()
 
     def _start(self) -> None:
         """A server starts on what is stored."""
-        self.store = Faulty(self.memory, self._plan)
-        self.export = Export("disk", self.store, cache_bytes=CACHED * SIZE)
+        self.lock_is_lost = False
+        self.export = Export("disk", self.store, cache=self.cache)
         self.run(self.export.load())
         self._attach()
 
@@ -157,6 +196,23 @@ class DiskMachine(RuleBasedStateMachine):
         offset: int,
         burst: list[tuple[str, int, int, int]],
     ) -> None:
+        self._requests(faults, offset, burst)
+
+    @rule(faults=FAULTS, offset=OFFSETS, burst=BURSTS)
+    def more_requests(
+        self,
+        faults: list[tuple[str, str]],
+        offset: int,
+        burst: list[tuple[str, int, int, int]],
+    ) -> None:
+        self._requests(faults, offset, burst)  # as often as two rules
+
+    def _requests(
+        self,
+        faults: list[tuple[str, str]],
+        offset: int,
+        burst: list[tuple[str, int, int, int]],
+    ) -> None:
         """Some at once, in one place, while the store does this and that."""
         self.busy += 1
         for op, kind in faults:
@@ -166,37 +222,115 @@ class DiskMachine(RuleBasedStateMachine):
             self._request(kind, start, min(length, DISK - start), steps)
 
     def _request(self, kind: str, offset: int, length: int, steps: int) -> None:
-        match kind:
+        what, _, flag = kind.partition(" ")
+        match what:
             case "read":
                 self._read(offset, length, steps)
+            case "extents":
+                self._extents(offset, length, steps)
             case "prefetch":
                 self.begin(lambda device: device.prefetch(offset, length), _ignore, steps)
             case "write" if self.tag < TAGS_MAX:
                 self.tag += 1
-                self._change(kind, offset, length, self.tag, steps)
+                self._change(what, offset, length, self.tag, steps, fua=flag == "fua")
             case _:
-                self._change(kind, offset, length, None, steps)
+                self._change(what, offset, length, None, steps, fua=flag == "fua")
 
-    def _change(self, kind: str, offset: int, length: int, tag: int | None, steps: int) -> None:
+    def _change(
+        self, what: str, offset: int, length: int, tag: int | None, steps: int, *, fua: bool
+    ) -> None:
         change = self.oracle.begin_change(offset, offset + length, tag)
-        end = self.oracle.end_change
+        self._begin_keeping(change, keep=what == "no_hole")
 
-        def work(device: ObjectDevice) -> Coroutine[Any, Any, None]:
-            if tag is not None:
-                return device.write(offset, change.data, fua=tag % 2 == 0)
-            if kind == "trim":
-                return device.trim(offset, length)
-            return device.zero(offset, length, no_hole=kind == "no_hole")
+        async def work(device: ObjectDevice) -> None:
+            if what == "trim":
+                await device.trim(offset, length, fua=fua)
+            elif tag is None:
+                await device.zero(offset, length, no_hole=what == "no_hole", fua=fua)
+            elif fua or not device.write_now(offset, change.data):  # as a connection does it
+                await device.write(offset, change.data, fua=fua)
 
-        self.begin(work, lambda _, done: end(change, rules_out=done and kind != "trim"), steps)
+        def ended(_: object, done: bool) -> None:
+            if not done:
+                self.kept = {index: each for index, each in self.kept.items() if each != change}
+            self.oracle.end_change(
+                change, rules_out=done and what != "trim", durable=fua or self.writes_through
+            )
+
+        self.begin(work, ended, steps)
+
+    def _begin_keeping(self, change: Change, *, keep: bool) -> None:
+        """Objects that must exist: zeroed with NO_HOLE last, which nothing else disturbed."""
+        for index in range(change.start // SIZE, -(-change.end // SIZE)):
+            self.kept.pop(index, None)
+            start, end = index * SIZE, (index + 1) * SIZE
+            alone = not any(x.overlaps(start, end) for x in self.oracle.running - {change})
+            if keep and alone:
+                self.kept[index] = change
 
     def _read(self, offset: int, length: int, steps: int) -> None:
         reading = self.oracle.begin_read(offset, offset + length)
 
-        def ended(pieces: Sequence[bytes] | None, done: bool) -> None:
-            self.oracle.end_read(reading, joined(pieces) if done and pieces else None)
+        async def work(device: ObjectDevice) -> Sequence[Buffer]:
+            pieces = device.read_now(offset, length)
+            return await device.read(offset, length) if pieces is None else pieces
 
-        self.begin(lambda device: device.read(offset, length), ended, steps)
+        def ended(pieces: Sequence[bytes] | None, done: bool) -> None:
+            self.oracle.end_read(reading, [(offset, joined(pieces))] if pieces else [])
+
+        self.begin(work, ended, steps)
+
+    def _extents(self, offset: int, length: int, steps: int) -> None:
+        """What is said to be zeros has been read, and was zeros."""
+        reading = self.oracle.begin_read(offset, offset + length)
+
+        def ended(extents: Sequence[Extent] | None, done: bool) -> None:
+            zeros, position = [], offset
+            for each in extents or ():
+                assert each.length > 0
+                assert each.zero or not each.hole  # objects are whole, or not there
+                if each.zero:
+                    zeros.append((position, bytes(each.length)))
+                position += each.length
+            assert position <= offset + length
+            self.oracle.end_read(reading, zeros)
+
+        count = 1 + offset % 3
+        self.begin(lambda device: device.extents(offset, length, count=count), ended, steps)
+
+    @precondition(lambda self: self.suspended_at is None)
+    @rule(
+        index=st.integers(0, OBJECTS - 1),
+        change=st.sampled_from(["write fua", "zero fua"]),
+        steps=STEPS,
+    )
+    def change_overtakes_read(self, index: int, change: str, steps: int) -> None:
+        """The answer to the read was given before, and arrives afterwards."""
+        gate = Gate()
+        self.script.on("get", Fault(after=gate), name=name(index))
+        self._request("read", index * SIZE, 1, TURNS)
+        self._request(change, index * SIZE, SIZE, TURNS)
+        gate.open()
+        self.go(steps)
+
+    @rule(
+        faults=FAULTS,
+        start=st.integers(0, DISK // UNIT - 6),
+        count=st.integers(3, 6),
+        changes=st.sampled_from([0, 0, 1, 3]),
+        steps=STEPS,
+    )
+    def read_on(
+        self, faults: list[tuple[str, str]], start: int, count: int, changes: int, steps: int
+    ) -> None:
+        """One after the other, as read-ahead likes it; what comes next is written to meanwhile."""
+        self.busy += 1
+        for op, kind in faults:
+            self.script.on(op, self._fault(kind))
+        for number in range(start, start + count):
+            self._request("read", number * UNIT, UNIT, steps)
+        for number in range(start + count, min(start + count + changes, DISK // UNIT)):
+            self._request("write fua", number * UNIT + 1, 7, 0)
 
     @rule(look=st.booleans(), faults=FAULTS, steps=STEPS)
     def flush(self, look: bool, faults: list[tuple[str, str]], steps: int) -> None:
@@ -223,6 +357,7 @@ class DiskMachine(RuleBasedStateMachine):
             "hang after": Fault(after=gate),
             "hang and fail": Fault(before=gate, error=error),
             "short": short_body(),
+            "stale": Fault(stale=True),
         }[kind]
 
     @rule(steps=st.integers(1, TURNS))
@@ -242,19 +377,59 @@ class DiskMachine(RuleBasedStateMachine):
         self.pending[which % len(self.pending)].task.cancel()
         self.go(steps)
 
+    @precondition(lambda self: self.suspended_at is None and self.busy % 3 == 1)
+    @rule(steps=STEPS)
+    def suspend(self, steps: int) -> None:
+        """The lock may be lost: nothing is answered, and no change is sent to the store."""
+        self.go(0)
+        self.device.suspend()
+        self.suspended_at = self._changes_sent()
+        self.go(steps)
+
+    @precondition(lambda self: self.suspended_at is not None)
+    @rule(steps=STEPS)
+    def resume(self, steps: int) -> None:
+        self._resume()
+        self.go(steps)
+
+    def _resume(self) -> None:
+        if self.suspended_at is not None:
+            assert self._changes_sent() == self.suspended_at, "stored while suspended"
+            self.suspended_at = None
+            self.run(_called(self.device.resume))
+
+    def _changes_sent(self) -> int:
+        return self.store.count("put") + self.store.count("delete")
+
     @precondition(lambda self: self.busy >= RULES_BETWEEN_CRASHES)
-    @rule()
-    def crash(self) -> None:
+    @rule(lock_is_lost=st.booleans())
+    def crash(self, lock_is_lost: bool) -> None:
         """Everything in memory is gone at once; calls that had no effect yet never have one."""
         self.busy = 0
+        if lock_is_lost:
+            self._lose_lock()
         self._end_all_tasks()
         self.pending.clear()
         self.oracle.crash()
+        self.kept.clear()
         self.oracle.see_both(self.image())
         self.run(_break_lock(self.memory))
         self._start()
 
+    def _lose_lock(self) -> None:
+        """Whoever waits is told so, and nothing is stored any more."""
+        self.go(0)
+        self.device.fail("the lock is lost")
+        self.lock_is_lost = True
+        sent, self.suspended_at = self._changes_sent(), 0
+        self._open_gates()
+        self.go(TURNS)
+        assert not self.pending
+        assert self._changes_sent() == sent, "stored without the lock"
+
     def _end_all_tasks(self) -> None:
+        self.suspended_at = None
+        self.device.suspend()  # so that nothing new begins
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -279,8 +454,17 @@ class DiskMachine(RuleBasedStateMachine):
         self.oracle.end_flush(flushing, done=done)
         if done:
             self.oracle.see_both(self.image())
+        else:
+            self._check_dirty_ranges()
         self.script.clear()
         self._attach()
+
+    def _check_dirty_ranges(self) -> None:
+        """What is lost if the server ends now is said to be dirty, every byte of it."""
+        image = bytearray(self.image())
+        for start, end in self.device.dirty_ranges():
+            image[start:end] = joined(self.run(self.device.read(start, end - start)))
+        assert bytes(image) == joined(self.run(self.device.read(0, DISK)))
 
     @precondition(lambda self: self.busy >= RULES_BETWEEN_RESTS)
     @rule()
@@ -295,21 +479,35 @@ class DiskMachine(RuleBasedStateMachine):
         image = self.image()
         self.oracle.see_both(image)
         assert joined(self.run(self.device.read(0, DISK))) == image
+        stored = self.memory.account.containers["disk"].objects
+        assert all(name(index) in stored for index in self.kept)
         self.run(turns(TURNS))
         assert self.device.dirty_bytes == 0
-        assert not self.device._tasks
+        assert not self.device._disk.tasks
         assert self.store.at_once == 0
-        assert not [block for block in self.device._cache.blocks.values() if block.pins]
+        assert not [block for block in self.device._disk.cache.blocks.values() if block.pins]
 
     @invariant()
     def cache_is_bounded(self) -> None:
         if self.memory.account.containers:
             assert self.device.cached_bytes <= CACHED * SIZE
-            assert self.device.dirty_bytes <= self.device.cached_bytes
+
+    @invariant()
+    def presence_is_right(self) -> None:
+        """But for objects that are being changed, of which it may be right."""
+        if self.memory.account.containers:
+            stored = self.memory.account.containers["disk"].objects
+            objects = self.device._disk.objects
+            for index in range(OBJECTS):
+                state = objects.presence.get(index)
+                if state is not State.UNKNOWN and index not in objects._changing:
+                    is_there = name(index) in stored
+                    assert state is (State.PRESENT if is_there else State.ABSENT), index
 
     def teardown(self) -> None:
         try:
-            if self.memory.account.containers:
+            if self.memory.account.containers and not self.lock_is_lost:
+                self.change_clients()
                 self.check()
                 self.run(self.export.detach())
                 assert not self.export.attached
@@ -325,6 +523,11 @@ async def _break_lock(store: MemoryStore) -> None:
 
 def _ignore(result: object, done: bool) -> None:
     pass
+
+
+async def _called(work: Callable[[], None]) -> None:
+    """For what needs a running loop."""
+    work()
 
 
 async def _within_turns(work: Coroutine[Any, Any, T]) -> T:

@@ -3,17 +3,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export import disk, export, parallel
+from swiftnbd.export import changing, disk, export, objects, parallel
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
+from swiftnbd.export.changing import Change, Writer
+from swiftnbd.export.device import hole
 from swiftnbd.export.disk import ObjectDevice
-from swiftnbd.export.layout import object_name
+from swiftnbd.export.disk_state import Part
+from swiftnbd.export.etags import Etags
+from swiftnbd.export.objects import DiskObjects
+from swiftnbd.export.writeback import DirtyObject, WriteBack
+from swiftnbd.store.base import Blob, Buffer
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -25,46 +32,82 @@ def mutant(plant: Plant) -> Plant:
     return plant
 
 
+# What counts as durable
+
+
 @mutant
 def stored_is_marked_before_the_put(patch: pytest.MonkeyPatch) -> None:
-    async def put(self: ObjectDevice, block: Block) -> None:
-        data = block.begin_upload()
-        block.end_upload(done=True)
-        del self._dirty[block.index]
-        await self._store.put(object_name(block.index), data)
+    begin = DirtyObject.begin_upload
 
-    patch.setattr(ObjectDevice, "_put", put)
+    def begin_upload(self: DirtyObject) -> list[Block]:
+        blocks = begin(self)
+        self.stored = self.attempted
+        return blocks
 
-
-@mutant
-def read_modify_write_is_not_atomic(patch: pytest.MonkeyPatch) -> None:
-    async def write_part(self: ObjectDevice, index: int, start: int, data: memoryview) -> None:
-        block = await self._cache.pin(index)
-        try:
-            await self._know(block)
-            assert block.data is not None
-            whole = bytearray(block.data)
-            await asyncio.sleep(0)
-            whole[start : start + len(data)] = data
-            await self._store_change(block, block.write(0, whole))
-        finally:
-            self._cache.unpin(block)
-
-    patch.setattr(ObjectDevice, "_write_part", write_part)
+    patch.setattr(DirtyObject, "begin_upload", begin_upload)
 
 
 @mutant
-def evicted_block_comes_back_stale(patch: pytest.MonkeyPatch) -> None:
-    get = ObjectDevice._get
-    seen: dict[tuple[int, int], bytes] = {}
+def put_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    put = DiskObjects.put
 
-    async def get_once(self: ObjectDevice, index: int) -> bytes:
-        key = (id(self), index)
-        if key not in seen:
-            seen[key] = await get(self, index)
-        return seen[key]
+    async def begun(self: DiskObjects, index: int, data: Buffer) -> None:
+        task = asyncio.get_running_loop().create_task(put(self, index, data))
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    patch.setattr(ObjectDevice, "_get", get_once)
+    patch.setattr(DiskObjects, "put", begun)
+
+
+@mutant
+def failed_upload_counts_as_done(patch: pytest.MonkeyPatch) -> None:
+    upload = Writer.upload
+
+    async def swallowing(self: Writer, dirty: DirtyObject) -> None:
+        with contextlib.suppress(SwiftnbdError):
+            await upload(self, dirty)
+
+    patch.setattr(Writer, "upload", swallowing)
+
+
+@mutant
+def failed_delete_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    delete = DiskObjects.delete
+
+    async def swallowing(self: DiskObjects, index: int) -> None:
+        with contextlib.suppress(SwiftnbdError):
+            await delete(self, index)
+
+    patch.setattr(DiskObjects, "delete", swallowing)
+
+
+@mutant
+def upload_acknowledges_a_change_it_did_not_carry(patch: pytest.MonkeyPatch) -> None:
+    ended = WriteBack._ended
+
+    def generous(self: WriteBack, dirty: DirtyObject, task: asyncio.Task[None]) -> None:
+        dirty.attempted = dirty.generation
+        ended(self, dirty, task)
+
+    patch.setattr(WriteBack, "_ended", generous)
+
+
+@mutant
+def redirtied_block_becomes_clean(patch: pytest.MonkeyPatch) -> None:
+    def end_upload(self: Block, *, done: bool) -> None:
+        self.state = State.CLEAN if done else State.DIRTY
+
+    patch.setattr(Block, "end_upload", end_upload)
+
+
+@mutant
+def two_uploads_of_one_object_at_once(patch: pytest.MonkeyPatch) -> None:
+    async def stored(self: WriteBack, dirty: DirtyObject, generation: int) -> None:
+        while dirty.stored < generation:
+            await self._gate.passing()
+            await self._upload(dirty)
+            dirty.stored = dirty.attempted
+
+    patch.setattr(WriteBack, "stored", stored)
 
 
 @mutant
@@ -79,121 +122,13 @@ def flush_error_is_swallowed(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant
-def copy_on_write_is_skipped(patch: pytest.MonkeyPatch) -> None:
-    def own(self: Block) -> bytearray:
-        if not isinstance(self.data, bytearray):
-            assert self.data is not None
-            self.data = bytearray(self.data)
-        return self.data
+def flush_leaves_out_what_is_uploading(patch: pytest.MonkeyPatch) -> None:
+    async def flush(self: ObjectDevice) -> None:
+        for dirty in list(self._disk.writeback.objects.values()):
+            if dirty.upload is None:
+                await self._stored((dirty, dirty.generation))
 
-    patch.setattr(Block, "_own", own)
-
-
-@mutant
-def dirty_block_is_evicted(patch: pytest.MonkeyPatch) -> None:
-    unpin = BlockCache.unpin
-
-    def forgetful(self: BlockCache, block: Block, *, cold: bool = False) -> None:
-        unpin(self, block, cold=cold)
-        if self._stuck.pop(block.index, None):
-            self._idle[block.index] = block
-
-    patch.setattr(BlockCache, "unpin", forgetful)
-
-
-@mutant
-def fetch_overwrites_a_newer_write(patch: pytest.MonkeyPatch) -> None:
-    async def fetch(self: ObjectDevice, block: Block) -> None:
-        data = await self._get(block.index)
-        block.data, block.frozen = data, True
-        if block.state is State.EMPTY:
-            block.state = State.CLEAN
-
-    async def store_change(self: ObjectDevice, block: Block, generation: int) -> None:
-        self._dirty[block.index] = block  # and the fetch goes on
-        await self._stored(block, generation)
-
-    patch.setattr(ObjectDevice, "_fetch", fetch)
-    patch.setattr(ObjectDevice, "_store_change", store_change)
-
-
-@mutant
-def failed_upload_counts_as_stored(patch: pytest.MonkeyPatch) -> None:
-    end = Block.end_upload
-    patch.setattr(Block, "end_upload", lambda self, *, done: end(self, done=True))
-
-
-@mutant
-def redirtied_block_becomes_clean(patch: pytest.MonkeyPatch) -> None:
-    def end_upload(self: Block, *, done: bool) -> None:
-        if done:
-            self.stored = self.generation
-        self.state = State.CLEAN if done else State.DIRTY
-
-    patch.setattr(Block, "end_upload", end_upload)
-
-
-@mutant
-def failed_delete_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    async def put(self: ObjectDevice, block: Block) -> None:
-        name, data = object_name(block.index), block.begin_upload()
-        try:
-            if data == self._zeros:
-                block.end_upload(done=True)
-                await self._store.delete(name)
-            else:
-                await self._store.put(name, data)
-                block.end_upload(done=True)
-        except SwiftnbdError:
-            if data != self._zeros:
-                block.end_upload(done=False)
-                raise
-        if block.state is State.CLEAN:
-            self._dirty.pop(block.index, None)
-
-    patch.setattr(ObjectDevice, "_put", put)
-
-
-@mutant
-def unreadable_block_reads_as_zeros(patch: pytest.MonkeyPatch) -> None:
-    get = ObjectDevice._get
-
-    async def careless(self: ObjectDevice, index: int) -> bytes:
-        try:
-            return await get(self, index)
-        except SwiftnbdError:
-            return self._zeros
-
-    patch.setattr(ObjectDevice, "_get", careless)
-
-
-@mutant
-def short_body_is_padded(patch: pytest.MonkeyPatch) -> None:
-    async def get(self: ObjectDevice, index: int) -> bytes:
-        blob = await self._store.get(object_name(index))
-        return self._zeros if blob is None else blob.data.ljust(self._object_size, b"\0")
-
-    patch.setattr(ObjectDevice, "_get", get)
-
-
-@mutant
-def trim_rounds_outwards(patch: pytest.MonkeyPatch) -> None:
-    trim = ObjectDevice.trim
-
-    async def outwards(self: ObjectDevice, offset: int, length: int, *, fua: bool = False) -> None:
-        start = offset // self._object_size * self._object_size
-        await trim(self, start, offset + length - start)
-
-    patch.setattr(ObjectDevice, "trim", outwards)
-
-
-@mutant
-def zero_of_a_part_takes_the_whole_block(patch: pytest.MonkeyPatch) -> None:
-    def zero(self: Block, start: int, end: int, *, keep_zeros: bool) -> int:
-        assert self.data is not None
-        return self.clear(bytes(len(self.data)), keep_zeros=keep_zeros)
-
-    patch.setattr(Block, "zero", zero)
+    patch.setattr(ObjectDevice, "flush", flush)
 
 
 @mutant
@@ -211,26 +146,278 @@ def error_of_a_part_is_forgotten(patch: pytest.MonkeyPatch) -> None:
                 raise
 
     patch.setattr(disk, "for_each", forgetful)
+    patch.setattr(changing, "for_each", forgetful)
 
 
 @mutant
-def pin_is_given_back_before_the_upload_ends(patch: pytest.MonkeyPatch) -> None:
-    def spawn(self: ObjectDevice, work: Any, block: Block) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+def fua_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    settle = Writer._settle
 
-    patch.setattr(ObjectDevice, "_spawn", spawn)
+    async def settle_later(self: Writer, changes: list[Change], fua: bool) -> None:
+        await settle(self, changes, False)
+
+    patch.setattr(Writer, "_settle", settle_later)
 
 
 @mutant
 def last_client_leaves_without_writing_back(patch: pytest.MonkeyPatch) -> None:
     async def let_go(self: export.Export) -> None:
         if self.device is not None:
-            await self.device._end_tasks()
+            await self.device._disk.tasks.close()
             self.device = None
         if self._lock is not None:
             await self._unlock()
 
     patch.setattr(export.Export, "_let_go", let_go)
+
+
+# What a block holds
+
+
+@mutant
+def read_modify_write_is_not_atomic(patch: pytest.MonkeyPatch) -> None:
+    write_part = Writer._write_part
+
+    async def slowly(
+        self: Writer, part: Part, data: Buffer | None, *, keep_zeros: bool = False
+    ) -> Change:
+        if data is None:
+            return await write_part(self, part, data, keep_zeros=keep_zeros)
+        blocks = await self._reader.pin([part.block])
+        try:
+            await self._reader.know(blocks, [Part(part.block, 0, blocks[0].size)])
+            whole = bytearray(blocks[0].data)
+            await asyncio.sleep(0)
+            whole[part.start : part.end] = data
+            return await write_part(self, Part(part.block, 0, len(whole)), whole)
+        finally:
+            self._reader.unpin(blocks)
+
+    patch.setattr(Writer, "_write_part", slowly)
+
+
+@mutant
+def fetch_overwrites_what_was_written_meanwhile(patch: pytest.MonkeyPatch) -> None:
+    def fill(self: Block, data: Buffer) -> None:
+        self._data, self.known, self.frozen = data, None, True
+        if self.state is State.EMPTY:
+            self.move(State.CLEAN)
+
+    patch.setattr(Block, "fill", fill)
+
+
+@mutant
+def gaps_are_filled_with_zeros(patch: pytest.MonkeyPatch) -> None:
+    fill = Block.fill
+
+    def careless(self: Block, data: Buffer) -> None:
+        fill(self, data if self.state is State.EMPTY else hole(self.size))
+
+    patch.setattr(Block, "fill", careless)
+
+
+@mutant
+def copy_on_write_is_skipped(patch: pytest.MonkeyPatch) -> None:
+    def own(self: Block) -> bytearray:
+        if not isinstance(self._data, bytearray):
+            self._data = bytearray(self._data) or bytearray(self.size)
+        return self._data
+
+    patch.setattr(Block, "_own", own)
+
+
+@mutant
+def zero_of_a_part_takes_the_whole_block(patch: pytest.MonkeyPatch) -> None:
+    zero = Block.zero
+    patch.setattr(Block, "zero", lambda self, start, end: zero(self, 0, self.size))
+
+
+@mutant
+def dirty_block_is_evicted(patch: pytest.MonkeyPatch) -> None:
+    settle = BlockCache.settle
+
+    def careless(self: BlockCache, block: Block) -> None:
+        settle(self, block)
+        if block.dirty and not block.pins:
+            self._eviction.insert_idle(block)
+
+    patch.setattr(BlockCache, "settle", careless)
+
+
+@mutant
+def evicted_block_comes_back_stale(patch: pytest.MonkeyPatch) -> None:
+    get = DiskObjects.get
+    seen: dict[tuple[int, int, int], bytes | None] = {}
+
+    async def get_once(
+        self: DiskObjects, index: int, start: int, end: int, *, urgent: bool
+    ) -> bytes | None:
+        key = (id(self), index, start)
+        if key not in seen:
+            seen[key] = await get(self, index, start, end, urgent=urgent)
+        data = seen[key]
+        return data if data is None or len(data) == end - start else data[: end - start]
+
+    patch.setattr(DiskObjects, "get", get_once)
+
+
+# Zeros
+
+
+@mutant
+def clear_leaves_clean_blocks_in_the_cache(patch: pytest.MonkeyPatch) -> None:
+    within = BlockCache.within
+
+    def only_busy(self: BlockCache, first: int, end: int) -> Iterator[Block]:
+        return (block for block in within(self, first, end) if not self.is_idle(block))
+
+    patch.setattr(BlockCache, "within", only_busy)
+
+
+@mutant
+def clear_during_an_upload_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    ended = WriteBack._ended
+
+    def forgetful(self: WriteBack, dirty: DirtyObject, task: asyncio.Task[None]) -> None:
+        ended(self, dirty, task)
+        dirty.cleared = 0
+
+    patch.setattr(WriteBack, "_ended", forgetful)
+
+
+@mutant
+def clear_lasts_beyond_its_upload(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DirtyObject, "lies_on_zeros", property(lambda self: self.cleared > 0))
+
+
+@mutant
+def keep_zeros_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    clear_now = Writer._clear_now
+    patch.setattr(Writer, "_clear_now", lambda self, index, keep: clear_now(self, index, False))
+
+
+@mutant
+def trim_rounds_outwards(patch: pytest.MonkeyPatch) -> None:
+    trim = ObjectDevice.trim
+
+    async def outwards(self: ObjectDevice, offset: int, length: int, *, fua: bool = False) -> None:
+        start = offset // self._disk.object_size * self._disk.object_size
+        await trim(self, start, offset + length - start, fua=fua)
+
+    patch.setattr(ObjectDevice, "trim", outwards)
+
+
+@mutant
+def extents_forget_what_was_written_over_a_hole(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(disk, "_kind_of", lambda dirty: (dirty.lies_on_zeros, dirty.lies_on_zeros))
+
+
+# What is known of the store
+
+
+@mutant
+def absence_is_learnt_from_a_get_that_a_put_overtook(patch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def looking(self: DiskObjects, index: int) -> Iterator[objects._Look]:
+        yield objects._Look(index not in self._changing)
+
+    patch.setattr(DiskObjects, "_looking", looking)
+
+
+@mutant
+def absence_outlives_a_put_whose_reply_was_lost(patch: pytest.MonkeyPatch) -> None:
+    change = DiskObjects._change
+
+    @contextlib.contextmanager
+    def trusting(self: DiskObjects, index: int) -> Iterator[None]:
+        before = self.presence.get(index)
+        try:
+            with change(self, index):
+                yield
+        except SwiftnbdError:
+            self.presence.set(index, before)
+            raise
+
+    patch.setattr(DiskObjects, "_change", trusting)
+
+
+@mutant
+def etag_is_not_compared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Etags, "fits", lambda self, index, etag: True)
+
+
+@mutant
+def stale_absence_is_believed(patch: pytest.MonkeyPatch) -> None:
+    fits = DiskObjects._fits
+    patch.setattr(DiskObjects, "_fits", lambda self, i, blob: blob is None or fits(self, i, blob))
+
+
+@mutant
+def part_is_taken_from_the_wrong_place(patch: pytest.MonkeyPatch) -> None:
+    get = DiskObjects.get
+
+    async def from_the_start(
+        self: DiskObjects, index: int, start: int, end: int, *, urgent: bool
+    ) -> bytes | None:
+        return await get(self, index, 0, end - start, urgent=urgent)
+
+    patch.setattr(DiskObjects, "get", from_the_start)
+
+
+@mutant
+def unreadable_object_reads_as_zeros(patch: pytest.MonkeyPatch) -> None:
+    get = DiskObjects.get
+
+    async def careless(
+        self: DiskObjects, index: int, start: int, end: int, *, urgent: bool
+    ) -> bytes | None:
+        with contextlib.suppress(SwiftnbdError):
+            return await get(self, index, start, end, urgent=urgent)
+        return None
+
+    patch.setattr(DiskObjects, "get", careless)
+
+
+@mutant
+def short_body_is_padded(patch: pytest.MonkeyPatch) -> None:
+    get = DiskObjects._get
+
+    async def padded(
+        self: DiskObjects, index: int, start: int, end: int, *, newest: bool
+    ) -> Blob | None:
+        blob = await get(self, index, start, end, newest=newest)
+        return blob and replace(blob, data=blob.data.ljust(end - start, b"\0"))
+
+    patch.setattr(DiskObjects, "_get", padded)
+
+
+# Suspended
+
+
+@mutant
+def write_is_accepted_while_suspended(patch: pytest.MonkeyPatch) -> None:
+    def write_now(self: ObjectDevice, offset: int, data: Buffer) -> bool:
+        index, start = divmod(offset, self._unit)
+        part = Part(index, start, start + len(data))
+        if not self._accepts_now or self._disk.writers or part.end > self._unit:
+            return False
+        return self._writer.takes(part) and self._writer.write_now(part, data) is not None
+
+    patch.setattr(ObjectDevice, "write_now", write_now)
+
+
+@mutant
+def upload_goes_on_while_suspended(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WriteBack, "abort", lambda self: None)
+
+
+@mutant
+def upload_is_started_while_suspended(patch: pytest.MonkeyPatch) -> None:
+    ended = WriteBack._ended
+
+    def eager(self: WriteBack, dirty: DirtyObject, task: asyncio.Task[None]) -> None:
+        ended(self, dirty, task)
+        if dirty.index in self._waiting:
+            self._start(dirty)
+
+    patch.setattr(WriteBack, "_ended", eager)

@@ -6,18 +6,23 @@ one for what a crash may leave in the store (never smaller). The rules:
 
 * A change is a candidate from the moment it begins. Failed, cancelled or cut off by a crash, it
   stays one: it may or may not have happened.
-* An acknowledged write or zero rules out, in both sets, every change that had ended before it
-  began. Those that overlapped it in time may have won.
+* An acknowledged write or zero rules out, for reads and if it had FUA for a crash too, every
+  change that had ended before it began. Those that overlapped it in time may have won.
 * An acknowledged trim rules out nothing: old bytes or zeros.
 * A read that nothing overlapped fixes what later reads give, but not what a crash leaves.
 * An acknowledged flush rules out for a crash what a read could no longer give when it began.
+
+Bytes with the same candidates are kept as one run. Since a block is changed and read at once,
+a run within a block holds the bytes of one candidate, not some of one and some of another.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
 TAGS_MAX = 254  # values 1..255 of one byte; 0 is for zeros
+_PATTERN = bytes(at % 255 + 1 for at in range(TAGS_MAX + 64 * 1024))
 
 
 @dataclass(eq=False)
@@ -30,25 +35,72 @@ class Change:
     began: float = 0
     ended: float = inf
 
-    def value(self, position: int) -> int:
-        """Differs between positions next to each other, and between changes of one position."""
-        return 0 if self.tag is None else (self.tag + position) % 255 + 1
+    def bytes_of(self, start: int, end: int) -> bytes:
+        """Differ between positions next to each other, and between changes of one position."""
+        if self.tag is None:
+            return bytes(end - start)
+        return _PATTERN[self.tag + start : self.tag + end]
 
     @property
     def data(self) -> bytes:
-        return bytes(self.value(position) for position in range(self.start, self.end))
+        return self.bytes_of(self.start, self.end)
 
     def overlaps(self, start: int, end: int) -> bool:
         return self.start < end and start < self.end
 
 
-@dataclass(eq=False)
-class Reading:
-    """A read under way: what each byte may turn out to be."""
+@dataclass
+class Run:
+    """Bytes ``[start, end)`` and the changes they may be of."""
 
     start: int
     end: int
-    legal: list[set[int]]
+    changes: set[Change]
+
+    def check(self, what: str, seen: bytes) -> None:
+        legal = {change.bytes_of(self.start, self.end) for change in self.changes}
+        assert seen in legal, (
+            f"bytes {self.start} to {self.end} are {what} as {seen[:20].hex()}, "
+            f"legal: {sorted(each[:20].hex() for each in legal)}"
+        )
+
+    def narrow(self, seen: bytes) -> None:
+        if len(self.changes) > 1:
+            self.changes = {x for x in self.changes if x.bytes_of(self.start, self.end) == seen}
+
+
+class Runs:
+    """Neighbouring runs, in order."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._runs = [Run(run.start, run.end, set(run.changes)) for run in runs]
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def within(self, start: int, end: int) -> list[Run]:
+        """The runs that are `[start, end)`, cut there if they reach further."""
+        return self._runs[self._cut(start) : self._cut(end)]
+
+    def _cut(self, position: int) -> int:
+        """The number of the first run that does not begin before ``position``."""
+        at = bisect_right(self._runs, position, key=lambda run: run.start)
+        run = self._runs[at - 1]
+        if run.start == position:
+            return at - 1
+        if position < run.end:
+            self._runs.insert(at, Run(position, run.end, set(run.changes)))
+            run.end = position
+        return at
+
+
+@dataclass(eq=False)
+class Reading:
+    """A read under way: what it may turn out to give."""
+
+    start: int
+    end: int
+    legal: Runs
     undisturbed: bool
 
 
@@ -57,22 +109,24 @@ class Flushing:
     """A flush under way: what was readable when it began."""
 
     began: float
-    readable: list[set[Change]]
+    readable: Runs
 
 
 @dataclass
 class Oracle:
-    """The candidates of ``size`` bytes, all zeros at first."""
+    """The candidates of ``size`` bytes in blocks of ``block``, all zeros at first."""
 
     size: int
+    block: int
     time: int = 0
     running: set[Change] = field(default_factory=set)
     readings: set[Reading] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         blank = Change(0, self.size, None, ended=0)
-        self.readable = [{blank} for _ in range(self.size)]
-        self.storable = [{blank} for _ in range(self.size)]
+        starts = range(0, self.size, self.block)
+        self.readable = Runs(Run(start, start + self.block, {blank}) for start in starts)
+        self.storable = Runs(self.readable)
 
     def _tick(self) -> int:
         self.time += 1
@@ -83,60 +137,57 @@ class Oracle:
     def begin_change(self, start: int, end: int, tag: int | None) -> Change:
         change = Change(start, end, tag, began=self._tick())
         self.running.add(change)
-        for position in range(start, end):
-            self.readable[position].add(change)
-            self.storable[position].add(change)
+        for runs in (self.readable, self.storable):
+            for run in runs.within(start, end):
+                run.changes.add(change)
         for reading in self.readings:
             if change.overlaps(reading.start, reading.end):
                 reading.undisturbed = False
-                for position in range(max(start, reading.start), min(end, reading.end)):
-                    reading.legal[position - reading.start].add(change.value(position))
+                for run in reading.legal.within(max(start, reading.start), min(end, reading.end)):
+                    run.changes.add(change)
         return change
 
-    def end_change(self, change: Change, *, rules_out: bool) -> None:
+    def end_change(self, change: Change, *, rules_out: bool, durable: bool) -> None:
         change.ended = self._tick()
         self.running.discard(change)
         if rules_out:
-            for position in range(change.start, change.end):
-                for candidates in (self.readable[position], self.storable[position]):
-                    candidates -= {each for each in candidates if each.ended < change.began}
+            for runs in [self.readable, self.storable] if durable else [self.readable]:
+                for run in runs.within(change.start, change.end):
+                    run.changes -= {each for each in run.changes if each.ended < change.began}
 
     # Reads
 
     def begin_read(self, start: int, end: int) -> Reading:
-        legal = [
-            {each.value(position) for each in self.readable[position]}
-            for position in range(start, end)
-        ]
         calm = not any(change.overlaps(start, end) for change in self.running)
-        reading = Reading(start, end, legal, calm)
+        reading = Reading(start, end, Runs(self.readable.within(start, end)), calm)
         self.readings.add(reading)
         return reading
 
-    def end_read(self, reading: Reading, data: bytes | None) -> None:
-        """``data`` None: it failed, and says nothing."""
+    def end_read(self, reading: Reading, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """``pieces``: what it gave, and where; nothing if it failed."""
         self.readings.discard(reading)
-        if data is None:
-            return
-        _check("read", reading.start, data, reading.legal)
-        if reading.undisturbed:
-            for position, seen in enumerate(data, reading.start):
-                _narrow(self.readable[position], position, seen)
+        for start, data in pieces:
+            for run in reading.legal.within(start, start + len(data)):
+                run.check("read", data[run.start - start : run.end - start])
+            if reading.undisturbed:
+                for run in self.readable.within(start, start + len(data)):
+                    run.narrow(data[run.start - start : run.end - start])
 
     # Durability
 
     def begin_flush(self) -> Flushing:
-        return Flushing(self._tick(), [set(candidates) for candidates in self.readable])
+        return Flushing(self._tick(), Runs(self.readable))
 
     def end_flush(self, flushing: Flushing, *, done: bool) -> None:
         self._tick()
         if done:
-            for candidates, readable in zip(self.storable, flushing.readable, strict=True):
-                candidates -= {
-                    each
-                    for each in candidates
-                    if each not in readable and each.began < flushing.began
-                }
+            for readable in flushing.readable:
+                for run in self.storable.within(readable.start, readable.end):
+                    run.changes -= {
+                        each
+                        for each in run.changes - readable.changes
+                        if each.began < flushing.began
+                    }
 
     def crash(self) -> None:
         """What was readable is gone; what was running is over."""
@@ -145,7 +196,7 @@ class Oracle:
             change.ended = now
         self.running.clear()
         self.readings.clear()
-        self.readable = [set(candidates) for candidates in self.storable]
+        self.readable = Runs(self.storable)
 
     def see_both(self, image: bytes) -> None:
         """Nothing runs, this is stored, and reads must give the same: after a crash, or a flush.
@@ -153,25 +204,7 @@ class Oracle:
         It must be legal, and from now on it is what every byte is.
         """
         assert not self.running
-        for position, seen in enumerate(image):
-            for what, candidates in (
-                ("stored", self.storable[position]),
-                ("stored, not read,", self.readable[position]),
-            ):
-                legal = {each.value(position) for each in candidates}
-                assert seen in legal, _wrong(what, position, seen, legal)
-                if len(legal) > 1:
-                    _narrow(candidates, position, seen)
-
-
-def _check(what: str, start: int, data: bytes, legal: Iterable[set[int]]) -> None:
-    for position, (seen, may_be) in enumerate(zip(data, legal, strict=True), start):
-        assert seen in may_be, _wrong(what, position, seen, may_be)
-
-
-def _wrong(what: str, position: int, seen: int, legal: set[int]) -> str:
-    return f"byte {position} is {what} as {seen}, legal: {sorted(legal)}"
-
-
-def _narrow(candidates: set[Change], position: int, seen: int) -> None:
-    candidates -= {each for each in candidates if each.value(position) != seen}
+        for what, runs in (("stored", self.storable), ("stored, not read,", self.readable)):
+            for run in runs:
+                run.check(what, image[run.start : run.end])
+                run.narrow(image[run.start : run.end])

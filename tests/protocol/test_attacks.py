@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.protocol.handshake import OPTIONS_MAX, OPTIONS_PER_EXPORT_MAX
 from swiftnbd.server import server as server_module
 from swiftnbd.server import transmission
@@ -188,7 +189,7 @@ async def huge() -> AsyncIterator[Serving]:
     store = GatedStore("disk", HUGE_SIZE // HUGE_OBJECT, HUGE_OBJECT)
     await store.set_up()
     (export,) = exports_of(store)
-    export.cache_bytes = 4 * HUGE_OBJECT
+    export.cache = CacheSettings(cache_bytes=4 * HUGE_OBJECT)
     async with serving(export) as served:
         yield served
 
@@ -401,7 +402,7 @@ async def test_nothing_of_what_is_stored_or_asked_for_is_in_the_log(
         await peer.option(0x63, secret)
         await peer.option(nbd.LIST, secret)
         await peer.go(b"disk")
-        await peer.write(0, secret)
+        await peer.ask(nbd.WRITE, 0, len(secret), flags=nbd.FUA, data=secret)
         assert await peer.read(0, len(secret)) == secret
         peer.request(nbd.WRITE, 0, len(secret), flags=1 << 9, data=secret)
         await peer.reply()

@@ -133,6 +133,7 @@ async def test_length_0_does_nothing_successfully(peer: Peer, store: GatedStore)
             assert await peer.ask(command, offset, 0) == b""
     await peer.write(1000, b"there")
     assert await peer.ask(READ, 1000, 0) == b""  # of a block in memory
+    await peer.flush()
     assert [index for index in range(SIZE // OBJECT) if store.part(index)] == [0]
 
 
@@ -163,6 +164,7 @@ async def test_write_and_read_of_any_size(
     data = (bytes(range(251)) * (length // 251 + 1))[:length]
     await peer.write(offset, data)
     assert await peer.read(offset, length) == data
+    await peer.flush()
     stored = b"".join(store.part(index) or bytes(OBJECT) for index in range(513))
     assert stored[offset : offset + length] == data
 
@@ -206,19 +208,19 @@ async def test_failing_store_is_eio_and_the_next_read_tries_again(
     assert await peer.read(OBJECT, 4) == bytes(4)
 
 
-@pytest.mark.expects_log("WRITE 0.512 flags 0x0 failed: .*503 by script")
+@pytest.mark.expects_log("WRITE 0.512 flags 0x1 failed: .*503 by script")
 @pytest.mark.expects_log("FLUSH 0.0 flags 0x0 failed: .*503 by script")
 async def test_failed_write_fails_every_flush_until_it_is_stored(
     peer: Peer, store: GatedStore
 ) -> None:
     store.fail("put disk.part")
-    for command, length, data in [
-        (WRITE, 512, b"x" * 512),
-        (nbd.FLUSH, 0, b""),
-        (nbd.FLUSH, 0, b""),
+    for command, flags, length, data in [
+        (WRITE, nbd.FUA, 512, b"x" * 512),
+        (nbd.FLUSH, 0, 0, b""),
+        (nbd.FLUSH, 0, 0, b""),
     ]:
         with pytest.raises(NbdError) as caught:
-            await peer.ask(command, 0, length, data=data)
+            await peer.ask(command, 0, length, flags=flags, data=data)
         assert caught.value.number == nbd.EIO
     store.heal()
     await peer.flush()

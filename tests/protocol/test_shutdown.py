@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.server import sockets, transmission
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
@@ -138,8 +139,8 @@ async def test_e13_connection_that_ends_with_requests_at_work_leaves_nothing(
     peer = await served.attached()
     for index in range(8):
         peer.request(nbd.READ, index * OBJECT, 4)
-        peer.request(nbd.WRITE, index * OBJECT, OBJECT, data=b"x" * OBJECT)
-        peer.request(nbd.WRITE, index * OBJECT, 4, data=b"xxxx")
+        peer.request(nbd.WRITE, index * OBJECT, OBJECT, flags=nbd.FUA, data=b"x" * OBJECT)
+        peer.request(nbd.WRITE, index * OBJECT, 4, flags=nbd.FUA, data=b"xxxx")
     await gate.reached(8)
     await (peer.reset() if way == "reset" else peer.close())
     gate.open()
@@ -161,10 +162,13 @@ async def test_long_effect_ends_with_its_client(
     monkeypatch.setattr(transmission, "ANSWER_SECONDS_MAX", 0.1)
     store.objects = 1 << 16  # 4 GiB
     await store.set_up()
-    async with serving(*exports_of(store)) as served:
+    (export,) = exports_of(store)
+    export.cache = CacheSettings(cache_bytes=64 * OBJECT)  # what was accepted is stored
+    async with serving(export) as served:
         peer = await served.attached()
         await peer.write(0, b"x" * 4 * OBJECT)
-        gate = store.gate("(get|put|delete) disk.part|listing")
+        await peer.flush()
+        gate = store.gate("listing" if command == nbd.TRIM else "(get|delete) disk.part")
         peer.request(command, 0, 2**32 - 1)
         await gate.reached()
         if way == "reset":
@@ -185,7 +189,7 @@ async def test_long_effect_ends_with_its_client(
 async def test_stop_finishes_what_is_at_work_and_unlocks(store: GatedStore) -> None:
     async with serving(*exports_of(store)) as served, await served.attached() as peer:
         gate = store.gate("put disk.part")
-        peer.request(nbd.WRITE, 0, 4, data=b"last", cookie=1)
+        peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"last", cookie=1)
         await gate.reached()
         stopping = asyncio.create_task(served.server.stop())
         await until(lambda: not served.server._listeners._servers)
@@ -274,7 +278,7 @@ async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
     async with serving(*exports_of(store)) as served, await served.attached() as peer:
         gate = store.gate("put disk.part")
         for index in (0, 3, 4):
-            peer.request(nbd.WRITE, index * OBJECT, 4, data=b"lost")
+            peer.request(nbd.WRITE, index * OBJECT, 4, flags=nbd.FUA, data=b"lost")
         await gate.reached(3)
         server = served.server
         server._on_signal()
@@ -308,7 +312,6 @@ async def test_shutdown_that_is_cut_short_while_locking_reports_the_lock(
         served.exports["disk"]._lock = None
 
 
-@pytest.mark.expects_log("WRITE 0.4 flags 0x0 failed")
 @pytest.mark.expects_log("disk: kept locked, trying again")
 @pytest.mark.expects_log("disk: memory:disk: put: 503 by script")
 @pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535")
@@ -318,8 +321,7 @@ async def test_stop_that_cannot_write_back_keeps_the_lock_and_says_what_is_lost(
     async with serving(*exports_of(store), stops_whole=False) as served:
         store.fail("put disk.part")
         async with await served.attached() as peer:
-            with pytest.raises(nbd.NbdError):
-                await peer.write(0, b"lost")
+            await peer.write(0, b"lost")
     assert store.holder
 
 

@@ -213,7 +213,7 @@ async def test_what_is_at_work_is_answered_after_the_clients_end(
     peer: TlsPeer, store: GatedStore, way: str
 ) -> None:
     gate = store.gate("put disk.part")
-    peer.request(nbd.WRITE, 0, 4, data=b"last")
+    peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"last")
     if way == "DISC":
         peer.request(nbd.DISC)
         peer.send_close_notify()
@@ -250,7 +250,7 @@ async def test_e27_half_open_connection_costs_no_time(
     peer: TlsPeer, store: GatedStore, way: str
 ) -> None:
     gate = store.gate("put disk.part")
-    peer.request(nbd.WRITE, 0, 4, data=b"last")
+    peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"last")
     await gate.reached()
     end(peer, way)
     began = time.process_time()
@@ -267,7 +267,7 @@ async def test_fin_is_seen_while_the_connection_does_not_read(
     gate = store.gate("put disk.part")
     async with await attached(served, trusting) as peer:
         for index in range(2):
-            peer.request(nbd.WRITE, index * OBJECT, 4, data=b"data")
+            peer.request(nbd.WRITE, index * OBJECT, 4, flags=nbd.FUA, data=b"data")
         await gate.reached()
         connection = only_connection(served)
         assert not connection.is_leaving
@@ -283,7 +283,7 @@ async def test_reset_is_survived(
 ) -> None:
     gate = store.gate("put disk.part")
     peer = await attached(served, trusting)
-    peer.request(nbd.WRITE, 0, 4, data=b"data")
+    peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"data")
     peer.request(nbd.WRITE, OBJECT, 8 * MiB, data=bytes(MiB))
     await gate.reached()
     await peer.reset()
@@ -385,7 +385,7 @@ async def test_shutdown_inside_tls_answers_what_is_at_work(
 ) -> None:
     gate = store.gate("put disk.part")
     async with await attached(served, trusting) as peer:
-        peer.request(nbd.WRITE, 0, 4, data=b"last")
+        peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"last")
         await gate.reached()
         stopping = asyncio.create_task(served.server.stop())
         gate.open()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Clients on Unix sockets: who they are, what they share, how their end is noticed."""
 
+import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,7 @@ from swiftnbd.server.config import ServerConfig, TcpAddress, UnixAddress
 from tests.support import nbd_client as nbd
 from tests.support.another_process import AnotherProcess, another_process
 from tests.support.gated_store import GatedStore
-from tests.support.loopback import Peer, Serving, exports_of, serving, until
+from tests.support.loopback import Peer, Serving, exports_of, serving, soon, until
 from tests.support.nbd_client import Refused
 
 OBJECT = 65536
@@ -128,13 +129,15 @@ async def test_connection_that_we_do_not_read_from_is_seen_to_have_closed(
     older = await served.attached()
     gate = store.gate("get disk.part/00000000")
     for _ in range(transmission_module.REQUESTS_AT_WORK_MAX + 1):
-        older.request(nbd.WRITE, 0, 4, data=b"old!")
+        older.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"old!")
     await gate.reached()
     await until(lambda: not next(iter(served.server._transmissions))._reading)
     await older.close()
-    async with await served.attached() as newer:
+    opening = asyncio.create_task(served.attached())
+    await until(lambda: not served.server._transmissions)
+    gate.open()  # what was accepted is stored before anybody else is let in
+    async with await soon(opening) as newer:
         await newer.write(0, b"N" * OBJECT)
-        gate.open()
         assert await newer.read(0, 4) == b"NNNN"
         await newer.disconnect()
     await served.idle()

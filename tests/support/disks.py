@@ -2,6 +2,7 @@
 """Disks of tiny objects over a faulty memory store, for the tests of the block engine."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from swiftnbd.export.block import Block
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.layout import Geometry
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.store.base import Buffer
 from swiftnbd.store.memory import MemoryAccount, MemoryObject, MemoryStore
 from tests.store.contract import etag_of
@@ -18,6 +20,15 @@ SIZE = 512  # bytes of an object
 TURNS = 50  # of the event loop: enough for whatever can go on without being let through a gate
 
 T = TypeVar("T")
+
+
+def caching(cached: int = 4, size: int = SIZE, **others: Any) -> CacheSettings:
+    """A cache of ``cached`` objects that does nothing unasked, but for what ``others`` say.
+
+    Half of it may be dirty; it begins to write back when a quarter is.
+    """
+    quiet = {"dirty_seconds": math.inf, "retry_seconds": 0.0, "read_ahead_bytes": 0}
+    return CacheSettings(cache_bytes=cached * size, **(quiet | others))
 
 
 class Disk:
@@ -31,6 +42,7 @@ class Disk:
         size: int = SIZE,
         flush_seconds: float = 60.0,
         request_seconds: float = 65.0,
+        settings: CacheSettings | None = None,
         plan: Plan | None = None,
     ) -> None:
         self.objects, self.object_size = objects, size
@@ -40,7 +52,7 @@ class Disk:
         self.device = ObjectDevice(
             self.store,
             Geometry(objects, size),
-            cache_bytes=cached * size,
+            settings or caching(cached, size),
             flush_seconds=flush_seconds,
             request_seconds=request_seconds,
         )
@@ -71,16 +83,17 @@ class Disk:
 
     @property
     def blocks(self) -> dict[int, Block]:
-        return self.device._cache.blocks
+        return self.device._disk.cache.blocks
 
     def assert_quiet(self) -> None:
         """Nothing of a request is left: no task, no pin, no call, no room taken for ever."""
-        assert not self.device._tasks
+        assert not self.device._disk.tasks
         assert [block.index for block in self.blocks.values() if block.pins] == []
         assert self.store.at_once == 0
-        assert len(self.blocks) <= self.device._cache.capacity
-        assert not self.device._requests.locked()
-        assert self.device.dirty_bytes == self.object_size * sum(
+        assert len(self.blocks) <= self.device._disk.cache.capacity
+        slots = self.device._disk.objects._slots
+        assert slots.free == slots.total
+        assert self.device._disk.writeback.blocks == sum(
             block.dirty for block in self.blocks.values()
         )
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from swiftnbd.errors import StoreUnavailable
 from swiftnbd.export.layout import Geometry, setup_metadata
-from swiftnbd.store.base import OBJECT_BYTES_MAX, Blob, Buffer, ContainerInfo
+from swiftnbd.store.base import (
+    LISTING_LIMIT_MAX,
+    OBJECT_BYTES_MAX,
+    Blob,
+    Buffer,
+    ContainerInfo,
+    Listed,
+)
 from swiftnbd.store.memory import MemoryStore
 
 
@@ -43,7 +50,7 @@ class Gate:
 class GatedStore(MemoryStore):
     """``calls`` lists every request as "verb name"; `gate` and `fail` select by regex on that.
 
-    The verbs are get, put, delete, info and set (of metadata, whose "name" is the changes).
+    The verbs are get, put, delete, listing, info and set (of metadata: the "name" is the changes).
     """
 
     def __init__(self, name: str, objects: int = 16, object_size: int = 65536) -> None:
@@ -121,6 +128,12 @@ class GatedStore(MemoryStore):
     async def delete(self, name: str) -> bool:
         await self._before(f"delete {name}")
         return await super().delete(name)
+
+    async def listing(
+        self, *, prefix: str = "", after: str = "", before: str = "", limit: int = LISTING_LIMIT_MAX
+    ) -> list[Listed]:
+        await self._before(f"listing {prefix}")
+        return await super().listing(prefix=prefix, after=after, before=before, limit=limit)
 
     async def info(self, *, count: bool = False) -> ContainerInfo | None:
         await self._before("info")

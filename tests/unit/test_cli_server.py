@@ -8,6 +8,7 @@ from swiftnbd.cli.run import run
 from swiftnbd.cli.server import Plan, load_exports, server
 from swiftnbd.errors import AccessRefused, StoreUnavailable
 from swiftnbd.export.layout import Geometry, setup_metadata
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
 from swiftnbd.store.base import ContainerInfo, Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
@@ -45,13 +46,13 @@ async def load(*names: str, cache_bytes: int = 1 << 20) -> dict[str, bool]:
         return STORES.get(config.name, MemoryStore)(config.name, account)
 
     plan = Plan(
-        ServerConfig(cache_bytes=cache_bytes),
+        ServerConfig(cache=CacheSettings(cache_bytes=cache_bytes)),
         AuthConfig("memory"),
         tuple(ExportConfig(name, read_only=name == "fine") for name in names),
         "pid",
     )
     exports = await load_exports(plan, open_store)
-    assert all(export.cache_bytes == cache_bytes for export in exports.values())
+    assert all(export.cache.cache_bytes == cache_bytes for export in exports.values())
     return {name: export.read_only for name, export in exports.items()}
 
 

@@ -109,9 +109,8 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_flags_of_what_is_exported() -> None:
-    flags = ["-r", "-c", "8", "--allow", "192.0.2.0/24,::1", "--allow", "10.0.0.1", "--deny", "::1"]
+    flags = ["-r", "--allow", "192.0.2.0/24,::1", "--allow", "10.0.0.1", "--deny", "::1"]
     options = serving(*flags)
-    assert options.cache_bytes == 8 * 1024 * 1024
     networks = [ip_network(text) for text in ("192.0.2.0/24", "::1", "10.0.0.1")]
     assert options.access == Access(tuple(networks), (ip_network("::1"),))
     found = (ExportConfig("a", multi_conn=False), ExportConfig("b", read_only=True))
@@ -168,7 +167,7 @@ def test_mask_of_the_handshake(text: str, mask: int) -> None:
         (["--mask-handshake", "-1"], "'-1' is no number from 0 to 0xffff"),
         (["--mask-handshake", "all"], "'all' is no number from 0 to 0xffff"),
         (["--max-connections", "0"], "'--max-connections': 0 is not in the range"),
-        (["-c", "0"], "'-c' / '--cache-limit': 0 is not in the range"),
+        (["-c", "0"], "'-c' / '--cache-limit': '0' is not a number of MB, or a size like 512M"),
         (["-s", "--run", "true"], "--single serves what is connected already, so --run cannot"),
         (["-s", "-U", "-"], "--single serves what is connected already, so -U cannot"),
         (["-e", "none", "-a", "file:/nonexistent"], "no container is set up under /nonexistent"),

@@ -4,9 +4,11 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from swiftnbd.cli.secrets import load_secrets
+from swiftnbd.export.settings import CacheMode
 from swiftnbd.server.access import Access, Family
 from swiftnbd.server.config import Credentials, ExportConfig
 
+MIB = 1024 * 1024
 EXAMPLE = Path(__file__).parents[2] / "secrets.conf.example"
 
 
@@ -23,5 +25,20 @@ def test_example_is_valid(tmp_path: Path) -> None:
     path.write_text(uncommented)
     access = Access((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), (frozenset(Family),))
     assert load_secrets(str(path)) == (
-        ExportConfig("container_name", True, login, multi_conn=False, access=access, tls_only=True),
+        ExportConfig(
+            "container_name",
+            read_only=True,
+            credentials=login,
+            multi_conn=False,
+            access=access,
+            tls_only=True,
+            cache={
+                "cache_bytes": 256 * MIB,
+                "mode": CacheMode.WRITETHROUGH,
+                "dirty_bytes": 64 * MIB,
+                "dirty_seconds": 5.0,
+                "read_ahead_bytes": 8 * MIB,
+                "requests": 16,
+            },
+        ),
     )

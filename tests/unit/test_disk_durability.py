@@ -7,32 +7,73 @@ from errno import EIO, ENOSPC
 import pytest
 
 from swiftnbd.errors import ExportError, StoreError, StoreFull, StoreUnavailable
-from tests.support.disks import SIZE, Disk, a_disk, begin, begun, name, turns
+from swiftnbd.export.settings import CacheMode
+from tests.support.disks import SIZE, Disk, a_disk, begin, begun, caching, name, turns
 from tests.support.faulty import Fault, Gate, failing, reply_lost
 
 A, B = b"a" * SIZE, b"b" * SIZE
 
+MANY = caching(32)  # 8 objects may be dirty before anything is stored unasked
+WRITETHROUGH = caching(mode=CacheMode.WRITETHROUGH)
 
-async def fail_writes(disk: Disk, indexes: range) -> None:
+
+async def write_all(disk: Disk, indexes: range) -> None:
     """Leave these blocks dirty, holding `A`."""
     for index in indexes:
-        disk.script.on("put", failing(), name=name(index))
-        with pytest.raises(StoreUnavailable):
-            await disk.device.write(index * SIZE, A)
+        await disk.device.write(index * SIZE, A)
+    assert disk.store.count("put") == 0
 
 
 # Writes
 
 
-async def test_write_is_stored_when_it_is_acknowledged() -> None:
+async def test_write_is_acknowledged_before_it_is_stored() -> None:
     async with a_disk() as disk:
+        await disk.device.write(0, A)
+        await disk.device.write(3, b"x")
+        await turns()
+        assert disk.store.calls.total() == 0
+        assert disk.device.dirty_ranges() == [(0, SIZE)]
+        await disk.device.flush()
+        assert disk.has(0) == b"aaax" + A[4:]
+        assert disk.store.count("put") == 1
+
+
+@pytest.mark.parametrize("fua", [False, True])
+async def test_write_is_stored_when_it_is_acknowledged_if_it_must_be(fua: bool) -> None:
+    async with a_disk(settings=None if fua else WRITETHROUGH) as disk:
         gate = Gate()
         disk.script.on("put", Fault(after=gate))
-        write = await begun(disk.device.write(0, A))
+        write = await begun(disk.device.write(0, A, fua=fua))
         assert disk.has(0) == A
         assert not write.done()  # the store has it, but has not said so
         gate.open()
         await write
+
+
+@pytest.mark.parametrize("kind", ["zero", "trim"])
+@pytest.mark.parametrize("fua", [False, True])
+async def test_zeros_are_stored_when_acknowledged_if_they_must_be(kind: str, fua: bool) -> None:
+    async with a_disk(settings=None if fua else WRITETHROUGH) as disk:
+        disk.put(0, A)
+        gate = Gate()
+        disk.script.on("delete", Fault(after=gate))
+        request = await begun(getattr(disk.device, kind)(0, SIZE, fua=fua))
+        assert disk.has(0) is None
+        assert not request.done()
+        gate.open()
+        await request
+
+
+async def test_fast_path_declines_what_must_be_durable() -> None:
+    async with a_disk(settings=WRITETHROUGH) as disk:
+        assert not disk.device.write_now(0, A)
+        assert disk.device.dirty_bytes == 0
+    async with a_disk() as disk:
+        assert disk.device.write_now(0, A)
+        assert disk.device.dirty_bytes == SIZE
+        await disk.device.flush()
+        assert disk.has(0) == A
 
 
 @pytest.mark.parametrize("fault", [failing(), reply_lost()])
@@ -41,7 +82,7 @@ async def test_failed_put_leaves_the_block_dirty_and_flush_tries_again(fault: Fa
         disk.put(0, B)
         disk.script.on("put", fault)
         with pytest.raises(StoreUnavailable):
-            await disk.device.write(0, b"x")
+            await disk.device.write(0, b"x", fua=True)
         assert disk.device.dirty_ranges() == [(0, SIZE)]
         assert await disk.read(0, 2) == b"xb"
         await disk.device.flush()
@@ -49,20 +90,24 @@ async def test_failed_put_leaves_the_block_dirty_and_flush_tries_again(fault: Fa
         assert disk.device.dirty_bytes == 0
 
 
-async def test_failed_fetch_of_a_partial_write_changes_nothing() -> None:
+async def test_failed_fetch_of_the_rest_of_a_block_fails_the_flush_and_loses_nothing() -> None:
     async with a_disk() as disk:
         disk.put(0, B)
+        await disk.device.write(0, b"x")
         disk.script.on("get", failing())
         with pytest.raises(StoreUnavailable):
-            await disk.device.write(0, b"x")
-        assert (disk.blocks, disk.device.dirty_bytes) == ({}, 0)
-        assert await disk.read(0, SIZE) == B
+            await disk.device.flush()
+        assert disk.has(0) == B
+        assert disk.device.dirty_ranges() == [(0, SIZE)]
+        assert await disk.read(0, 1) == b"x"
+        await disk.device.flush()
+        assert disk.has(0) == b"x" + B[1:]
 
 
 async def test_full_store_is_told_as_no_space() -> None:
     async with a_disk() as disk:
         disk.script.on("put", failing(StoreFull("faulty: full")), times=2)
-        for request in (disk.device.write(0, A), disk.device.flush()):
+        for request in (disk.device.write(0, A, fua=True), disk.device.flush()):
             with pytest.raises(StoreFull) as caught:
                 await request
             assert caught.value.errno == ENOSPC
@@ -70,9 +115,9 @@ async def test_full_store_is_told_as_no_space() -> None:
 
 
 async def test_dirty_ranges_are_ascending_and_joined() -> None:
-    async with a_disk(cached=8) as disk:
+    async with a_disk(settings=MANY) as disk:
         for index in (5, 1, 2, 7, 0):
-            await fail_writes(disk, range(index, index + 1))
+            await write_all(disk, range(index, index + 1))
         assert disk.device.dirty_ranges() == [
             (0, 3 * SIZE),
             (5 * SIZE, 6 * SIZE),
@@ -83,20 +128,34 @@ async def test_dirty_ranges_are_ascending_and_joined() -> None:
         assert disk.device.dirty_ranges() == []
 
 
+async def test_dirty_ranges_of_a_large_object_are_its_changed_blocks_or_all_that_was_cleared() -> (
+    None
+):
+    async with a_disk(settings=caching(block_bytes=128)) as disk:
+        disk.put(0, A)
+        disk.put(1, A)
+        await disk.device.write(128, b"x")
+        await disk.device.zero(SIZE, SIZE)
+        await disk.device.write(SIZE + 5, b"x")
+        assert disk.device.dirty_ranges() == [(128, 256), (SIZE, 2 * SIZE)]
+        await disk.device.flush()
+        assert disk.device.dirty_ranges() == []
+
+
 # Flush
 
 
 async def test_flush_with_nothing_dirty_asks_the_store_nothing() -> None:
     async with a_disk() as disk:
-        await disk.device.write(0, A)
+        await disk.device.write(0, A, fua=True)
         calls = disk.store.calls.copy()
         await disk.device.flush()
         assert disk.store.calls == calls
 
 
 async def test_flush_goes_through_all_dirty_blocks_in_spite_of_errors() -> None:
-    async with a_disk(cached=8) as disk:
-        await fail_writes(disk, range(6))
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(6))
         disk.script.on("put", failing(StoreFull("faulty: full")), name=name(0))
         disk.script.on("put", failing(), name=name(3))
         with pytest.raises(StoreError):
@@ -108,8 +167,8 @@ async def test_flush_goes_through_all_dirty_blocks_in_spite_of_errors() -> None:
 
 
 async def test_flush_goes_through_more_dirty_blocks_than_it_works_on_at_once() -> None:
-    async with a_disk(objects=100, cached=100) as disk:
-        await fail_writes(disk, range(100))
+    async with a_disk(objects=100, settings=caching(400)) as disk:
+        await write_all(disk, range(100))
         for index in range(0, 100, 9):
             disk.script.on("put", failing(), name=name(index))
         with pytest.raises(StoreError):
@@ -120,10 +179,30 @@ async def test_flush_goes_through_more_dirty_blocks_than_it_works_on_at_once() -
         assert disk.image() == A * 100
 
 
+async def test_flush_covers_what_every_connection_wrote() -> None:
+    """A connection is a task to the device; CAN_MULTI_CONN promises just this."""
+    async with a_disk(settings=MANY) as disk:
+        writes = [begin(disk.device.write(index * SIZE, A)) for index in range(4)]
+        await asyncio.gather(*writes)
+        await begin(disk.device.flush())
+        assert disk.image()[: 4 * SIZE] == A * 4
+
+
+async def test_concurrent_flushes_share_the_uploads() -> None:
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(4))
+        gate = disk.script.hold("put", times=4)
+        flushes = [await begun(disk.device.flush()) for _ in range(5)]
+        assert not any(flush.done() for flush in flushes)
+        gate.open()
+        await asyncio.gather(*flushes)
+        assert disk.store.count("put") == 4
+
+
 async def test_flush_waits_for_an_upload_under_way() -> None:
     async with a_disk() as disk:
         gate = disk.script.hold("put")
-        write = await begun(disk.device.write(0, A))
+        write = await begun(disk.device.write(0, A, fua=True))
         flush = await begun(disk.device.flush())
         assert not flush.done()
         gate.open()
@@ -134,32 +213,47 @@ async def test_flush_waits_for_an_upload_under_way() -> None:
 async def test_flush_does_not_wait_for_writes_that_came_after_it() -> None:
     async with a_disk() as disk:
         gates = [disk.script.hold("put"), disk.script.hold("put")]
-        first = await begun(disk.device.write(0, A))
+        await disk.device.write(0, A)
         flush = await begun(disk.device.flush())
-        later = await begun(disk.device.write(0, B))
+        later = await begun(disk.device.write(0, B, fua=True))
         gates[0].open()
-        await asyncio.gather(first, flush)
+        await flush
         assert not later.done()
         gates[1].open()
         await later
+        assert disk.has(0) == B
+
+
+async def test_flush_covers_a_write_made_while_an_earlier_one_is_uploading() -> None:
+    async with a_disk() as disk:
+        first, second = disk.script.hold("put"), disk.script.hold("put")
+        early = await begun(disk.device.write(0, A, fua=True))
+        await disk.device.write(0, B)
+        flush = await begun(disk.device.flush())
+        first.open()
+        await early
+        await turns()
+        assert not flush.done()  # what is stored by now is A
+        second.open()
+        await flush
+        assert disk.has(0) == B
 
 
 async def test_flush_gives_up_at_its_deadline_and_the_next_one_succeeds() -> None:
     async with a_disk(flush_seconds=0.01) as disk:
-        await fail_writes(disk, range(2))
-        gate = disk.script.hold("put", name=name(0))
+        await disk.device.write(0, A)
+        gate = disk.script.hold("put")
         with pytest.raises(ExportError, match="512 bytes could not be stored within") as caught:
             await disk.device.flush()
         assert caught.value.errno == EIO
-        assert disk.has(1) == A
         gate.open()
         await disk.device.flush()
         assert disk.has(0) == A
 
 
 async def test_cancelled_flush_lets_its_uploads_end() -> None:
-    async with a_disk() as disk:
-        await fail_writes(disk, range(2))
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(2))
         gate = disk.script.hold("put", times=2)
         flush = await begun(disk.device.flush())
         flush.cancel()
@@ -169,70 +263,174 @@ async def test_cancelled_flush_lets_its_uploads_end() -> None:
         assert disk.image()[: 2 * SIZE] == A + A
 
 
-# Eviction
+# No room
 
 
 async def test_dirty_blocks_are_not_dropped_to_make_room() -> None:
-    async with a_disk() as disk:
-        await fail_writes(disk, range(3))
-        for index in range(3, 8):
-            await disk.read(index * SIZE, 1)
+    async with a_disk(settings=caching(dirty_bytes=3 * SIZE)) as disk:
+        for index in range(4, 8):
+            disk.put(index, B)
+        disk.script.on("put", failing(), times=100)
+        for index in range(3):
+            await disk.device.write(index * SIZE, A)
+        for index in range(4, 8):
+            assert await disk.read(index * SIZE, SIZE) == B
         assert await disk.read(0, 3 * SIZE) == A * 3
+        disk.script.clear()
         await disk.device.flush()
-        assert disk.image() == A * 3 + bytes(5 * SIZE)
+        assert disk.image() == A * 3 + bytes(SIZE) + B * 4
 
 
-async def test_reads_go_on_after_failed_writes_have_filled_the_cache() -> None:
-    """The store failed for a while, every write was answered EIO, and no flush ever comes."""
+async def test_reads_go_on_when_writes_have_no_room_because_nothing_can_be_stored() -> None:
     async with a_disk() as disk:
-        await fail_writes(disk, range(4))
+        disk.script.on("put", failing(), times=100)
+        with pytest.raises(StoreUnavailable):
+            await disk.device.write(0, A * 4)
         disk.put(7, B)
         assert await disk.read(7 * SIZE, SIZE) == B
-        assert await disk.read(0, 4 * SIZE) == A * 4
+        assert await disk.read(0, 2 * SIZE) == A * 2
+        disk.script.clear()
         await disk.device.flush()
-        assert disk.image() == A * 4 + bytes(3 * SIZE) + B
+        assert disk.image()[: 2 * SIZE] == A * 2
 
 
-async def test_request_that_finds_no_room_because_nothing_can_be_stored_fails() -> None:
+async def test_writes_beyond_the_limit_wait_and_are_served_in_their_order() -> None:
+    async with a_disk() as disk:  # two objects may be dirty
+        gates = {index: disk.script.hold("put", name=name(index)) for index in (0, 1, 2, 3, 4)}
+        for index in (0, 1):
+            assert (await begun(disk.device.write(index * SIZE, A))).done()
+        later = [await begun(disk.device.write(index * SIZE, A)) for index in (2, 3, 4)]
+        again = await begun(disk.device.write(0, B[:1]))  # needs no room, but comes after them
+        assert disk.device.dirty_bytes == 2 * SIZE
+        assert not any(task.done() for task in (*later, again))
+        gates[1].open()
+        await turns()
+        assert [task.done() for task in later] == [True, False, False]
+        gates[0].open()
+        await turns()
+        assert [task.done() for task in later] == [True, True, False]
+        assert disk.device.dirty_bytes == 2 * SIZE
+        for gate in gates.values():
+            gate.open()
+        await asyncio.gather(*later, again)
+        await disk.device.flush()
+        assert disk.image() == b"b" + A[1:] + A * 4 + bytes(3 * SIZE)
+
+
+async def test_fast_path_does_not_overtake_writes_that_wait_for_room() -> None:
     async with a_disk() as disk:
-        await fail_writes(disk, range(4))
-        disk.script.on("put", failing(), times=2)
-        reads = [begin(disk.device.read(index * SIZE, 1)) for index in (6, 7)]
-        for read in reads:
-            with pytest.raises(StoreUnavailable):
-                await read
-        assert disk.device.dirty_bytes == 4 * SIZE
-        assert await disk.read(6 * SIZE, 1) == b"\0"
+        gate = disk.script.hold("put", times=2)
+        await disk.device.write(0, A + A)
+        waiting = await begun(disk.device.write(2 * SIZE, A))
+        assert not disk.device.write_now(2 * SIZE, B)
+        assert not disk.device.write_now(0, B)
+        gate.open()
+        await waiting
+        assert disk.device.write_now(2 * SIZE, B)
+        await disk.device.flush()
+        assert disk.has(2) == B
 
 
-async def test_request_waiting_for_room_sees_that_the_uploads_it_waits_for_have_failed() -> None:
+async def test_writes_that_wait_for_room_get_the_error_of_a_store_that_fails() -> None:
     async with a_disk() as disk:
         gate = Gate()
-        fault = Fault(before=gate, error=StoreUnavailable("faulty"))
-        disk.script.on("put", fault, times=4)
-        writes = [await begun(disk.device.write(index * SIZE, A)) for index in range(4)]
-        reads = [await begun(disk.device.read(index * SIZE, 1)) for index in (5, 6, 7)]
+        fault = Fault(before=gate, error=StoreFull("faulty: full"))
+        disk.script.on("put", fault, times=2)
+        await disk.device.write(0, A + A)
+        waiting = [await begun(disk.device.write(index * SIZE, B)) for index in (2, 3)]
         gate.open()
-        ends = await asyncio.gather(*writes, return_exceptions=True)
-        assert {type(end) for end in ends} == {StoreUnavailable}
-        assert await asyncio.gather(*reads)
+        for task in waiting:
+            with pytest.raises(StoreFull) as caught:
+                await task
+            assert caught.value.errno == ENOSPC
         await disk.device.flush()
-        assert disk.image() == A * 4 + bytes(4 * SIZE)
+        assert disk.image() == A + A + bytes(6 * SIZE)
+        await disk.device.write(2 * SIZE, B, fua=True)  # and it is over
+        assert disk.has(2) == B
+
+
+async def test_room_that_was_waited_for_in_vain_is_not_made_for_ever() -> None:
+    async with a_disk(settings=caching(16, retry_seconds=0.0)) as disk:
+        disk.script.on("put", failing(), times=8)
+        with pytest.raises(StoreUnavailable):
+            await disk.device.write(0, A * 8 + A)
+        await disk.device.flush()
+        puts = disk.store.count("put")
+        await disk.device.write(0, B)
+        await turns()
+        assert disk.store.count("put") == puts
+        await disk.device.flush()
+
+
+# Age
+
+
+async def test_change_is_stored_when_it_is_old_enough() -> None:
+    async with a_disk(settings=caching(32, dirty_seconds=5.0)) as disk:
+        loop, passed = asyncio.get_running_loop(), 0.0
+        real = loop.time
+        loop.time = lambda: real() + passed  # type: ignore[method-assign]
+        await disk.device.write(0, A)
+        passed = 4.0
+        await disk.device.write(SIZE, B)
+        await disk.device.write(0, b"x")  # its age counts from its first change
+        assert disk.store.count("put") == 0
+        passed = 5.5
+        await turns()
+        assert disk.image()[: 2 * SIZE] == b"x" + A[1:] + bytes(SIZE)
+        passed = 9.5
+        await turns()
+        assert disk.has(1) == B
+        loop.time = real  # type: ignore[method-assign]
+
+
+async def test_change_is_stored_at_once_if_no_age_is_allowed() -> None:
+    async with a_disk(settings=caching(dirty_seconds=0.0)) as disk:
+        await disk.device.write(0, A)
+        await turns()
+        assert disk.has(0) == A
+        assert disk.device.dirty_bytes == 0
+
+
+async def test_half_of_the_limit_is_written_back_without_waiting_for_its_age() -> None:
+    async with a_disk(objects=9, settings=MANY) as disk:
+        await write_all(disk, range(8))
+        await turns()
+        assert disk.store.count("put") == 0
+        await disk.device.write(8 * SIZE, A)
+        await turns()
+        assert disk.has(0) == A
+        await disk.device.flush()
+
+
+async def test_store_in_trouble_is_left_alone_but_for_those_who_ask() -> None:
+    async with a_disk(settings=caching(dirty_seconds=0.0, retry_seconds=1000.0)) as disk:
+        disk.script.on("put", failing(), times=2)
+        await disk.device.write(0, A)
+        await turns()
+        assert disk.store.count("put") == 1
+        with pytest.raises(StoreUnavailable):
+            await disk.device.flush()
+        await disk.device.write(SIZE, A)
+        await turns()
+        assert disk.store.count("put") == 2
+        await disk.device.flush()
+        assert disk.image()[: 2 * SIZE] == A + A
 
 
 # Close
 
 
 async def test_close_stores_what_is_dirty() -> None:
-    async with a_disk() as disk:
-        await fail_writes(disk, range(2))
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(2))
         await disk.device.close()
         assert disk.image()[: 2 * SIZE] == A + A
 
 
 async def test_close_that_fails_keeps_the_dirty_blocks_and_can_be_tried_again() -> None:
-    async with a_disk() as disk:
-        await fail_writes(disk, range(2))
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(2))
         disk.script.on("put", failing(), name=name(1))
         with pytest.raises(StoreUnavailable):
             await disk.device.close()
@@ -248,17 +446,67 @@ async def test_close_ends_a_fetch_nobody_waits_for() -> None:
         read = await begun(disk.device.read(0, 1))
         read.cancel()
         await turns()
-        assert disk.device._tasks
+        assert disk.device._disk.tasks
         await disk.device.close()
-        assert not disk.device._tasks
+        assert not disk.device._disk.tasks
 
 
-async def test_close_gives_up_at_the_deadline_and_ends_what_hangs() -> None:
+async def test_close_gives_up_at_the_deadline_and_can_be_tried_again() -> None:
     async with a_disk(flush_seconds=0.01) as disk:
-        await fail_writes(disk, range(1))
-        disk.script.hold("put")
+        await disk.device.write(0, A)
+        gate = disk.script.hold("put")
         with pytest.raises(ExportError):
             await disk.device.close()
-        assert not disk.device._tasks
+        assert disk.device.dirty_ranges() == [(0, SIZE)]
+        gate.open()
         await disk.device.close()
         assert disk.has(0) == A
+
+
+# The lease of the lock
+
+
+async def test_suspended_device_answers_nothing_and_stores_nothing_until_it_goes_on() -> None:
+    async with a_disk() as disk:
+        disk.put(1, B)
+        gate = disk.script.hold("put")
+        await disk.read(SIZE, 1)
+        flushed = await begun(disk.device.write(0, A, fua=True))
+        disk.device.suspend()
+        device = disk.device
+        requests = (
+            device.read(SIZE, 1),
+            device.write(SIZE, A),
+            device.zero(2 * SIZE, SIZE),
+            device.trim(2 * SIZE, SIZE),
+            device.flush(),
+            device.extents(0, SIZE, count=1),
+            device.prefetch(SIZE, 1),
+        )
+        waiting = [await begun(request) for request in requests]
+        assert device.read_now(SIZE, 1) is None
+        assert not device.write_now(SIZE, A)
+        gate.open()
+        await turns()
+        assert disk.store.count("put") == 1  # the one that was cut short
+        assert disk.has(0) is None
+        assert not any(task.done() for task in (flushed, *waiting))
+        device.resume()
+        await asyncio.gather(flushed, *waiting)
+        await device.flush()
+        assert disk.image()[: 2 * SIZE] == A + A
+
+
+async def test_failed_device_never_answers_again_and_says_what_is_lost() -> None:
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(2))
+        gate = disk.script.hold("put", times=2)
+        flush = await begun(disk.device.flush())
+        disk.device.fail("the lock is lost")
+        gate.open()
+        for request in (flush, disk.device.read(0, 1), disk.device.write(0, B)):
+            with pytest.raises(ExportError, match="the lock is lost"):
+                await request
+        await turns()
+        assert disk.device.dirty_ranges() == [(0, 2 * SIZE)]
+        assert disk.image() == bytes(8 * SIZE)

@@ -2,20 +2,20 @@
 """Single requests on the device: ranges, zeros, holes, limits."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from errno import EIO
+from typing import Any
 
 import pytest
 
-from swiftnbd.errors import ContainerMissing, ExportError, ExportUnusable, StoreError
-from swiftnbd.export.cache import check_cache
-from swiftnbd.export.disk import (
-    REQUESTS_MAX,
-    ObjectDevice,
-)
+from swiftnbd.errors import ExportError, ExportUnusable, StoreError
+from swiftnbd.export import disk as device_module
+from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.layout import Geometry, preferred_block_size
 from swiftnbd.export.parallel import AT_ONCE_MAX
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.store.memory import MemoryStore
-from tests.support.disks import SIZE, Disk, a_disk, begin, begun, joined, name, turns
+from tests.support.disks import SIZE, Disk, a_disk, begin, begun, caching, joined, name, turns
 from tests.support.faulty import Fault, Gate, failing
 
 A, B = b"a" * SIZE, b"b" * SIZE
@@ -74,7 +74,7 @@ async def test_zero_of_a_range_changes_just_that(offset: int, length: int, no_ho
     async with a_disk() as disk:
         image = bytearray(filled(disk))
         image[offset : offset + length] = bytes(length)
-        await disk.device.zero(offset, length, no_hole=no_hole)
+        await disk.device.zero(offset, length, no_hole=no_hole, fua=True)
         assert disk.image() == image
         assert await disk.read(0, 8 * SIZE) == image
 
@@ -88,7 +88,7 @@ async def test_trim_of_a_range_deletes_just_its_whole_objects(offset: int, lengt
             if offset <= start and end <= offset + length:
                 image[start:end] = bytes(SIZE)
                 assert disk.has(index) is not None or index == 5
-        await disk.device.trim(offset, length)
+        await disk.device.trim(offset, length, fua=True)
         assert disk.image() == image
         assert await disk.read(0, 8 * SIZE) == image
 
@@ -110,121 +110,11 @@ async def test_read_now_answers_just_what_is_in_memory() -> None:
 async def test_whole_writes_fetch_nothing() -> None:
     async with a_disk() as disk:
         filled(disk)
-        await disk.device.write(0, A * 8)
+        await disk.device.write(0, A * 8, fua=True)
         assert disk.store.count("get") == 0
 
 
-# Zeros and holes
-
-
-async def test_block_that_becomes_zeros_is_deleted() -> None:
-    async with a_disk() as disk:
-        disk.put(0, b"x" + bytes(SIZE - 1))
-        disk.put(1, A)
-        disk.put(2, A)
-        await disk.device.write(0, b"\0")
-        await disk.device.write(SIZE, bytes(SIZE))
-        await disk.device.zero(2 * SIZE, SIZE)
-        assert disk.stored == {}
-        assert disk.store.count("put") == 0
-
-
-@pytest.mark.parametrize("length", [SIZE, SIZE // 2])
-async def test_no_hole_stores_zeros_and_keeps_them(length: int) -> None:
-    async with a_disk() as disk:
-        await disk.device.zero(0, length, no_hole=True)
-        assert disk.has(0) == bytes(SIZE)
-        for index in range(1, 8):  # evicts it
-            await disk.read(index * SIZE, 1)
-        assert disk.has(0) == bytes(SIZE)
-
-
-async def test_zeros_kept_are_deleted_when_zeroed_again_without_no_hole() -> None:
-    async with a_disk() as disk:
-        await disk.device.zero(0, SIZE, no_hole=True)
-        await disk.device.zero(0, SIZE)
-        assert disk.has(0) is None
-
-
-async def test_trim_deletes_zeros_that_were_kept() -> None:
-    async with a_disk() as disk:
-        await disk.device.zero(0, SIZE, no_hole=True)
-        await disk.device.trim(0, SIZE)
-        assert disk.has(0) is None
-
-
-@pytest.mark.parametrize("whole_disk", [False, True])
-async def test_trim_of_an_empty_disk_takes_one_listing(whole_disk: bool) -> None:
-    async with a_disk(objects=100_000) as disk:
-        await disk.device.trim(0 if whole_disk else 5, disk.device.size - 5)
-        assert disk.store.calls.total() - disk.store.count("listing") == 0
-        assert disk.store.count("listing") == 1
-
-
-async def test_trim_within_one_object_asks_nothing() -> None:
-    async with a_disk() as disk:
-        await disk.device.trim(1, 2 * SIZE - 2)
-        assert disk.store.calls.total() == 0
-
-
-async def test_trim_of_blocks_known_to_be_absent_deletes_nothing() -> None:
-    async with a_disk() as disk:
-        await disk.read(0, 2 * SIZE)
-        await disk.device.trim(0, 2 * SIZE)
-        assert disk.store.count("delete") == 0
-
-
-async def test_trim_reaches_a_dirty_block_that_no_listing_shows() -> None:
-    async with a_disk() as disk:
-        disk.script.on("put", failing())
-        with pytest.raises(StoreError):
-            await disk.device.write(0, A)
-        await disk.device.trim(0, SIZE)
-        await disk.device.flush()
-        assert await disk.read(0, SIZE) == bytes(SIZE) == disk.image()[:SIZE]
-
-
-async def test_trim_leaves_objects_that_are_none_of_the_disk_alone() -> None:
-    async with a_disk() as disk:
-        names = ["disk.part/0000000x", "disk.part/00000099", "disk.part/000000011", "swiftnbd/x"]
-        for other in names:
-            await disk.memory.put(other, b"x")
-        await disk.device.trim(0, disk.device.size)
-        assert sorted(disk.stored) == sorted(names)
-
-
-async def test_trim_goes_through_all_pages_of_a_listing() -> None:
-    async with a_disk(objects=10_100) as disk:
-        for index in range(10_050):
-            disk.put(index, A)
-        await disk.device.trim(0, disk.device.size)
-        assert disk.stored == {}
-        assert disk.store.count("listing") == 3
-
-
-async def test_trim_whose_listing_fails_says_so() -> None:
-    async with a_disk(objects=100) as disk:
-        disk.script.on("listing", failing(ContainerMissing("faulty: gone")))
-        with pytest.raises(ContainerMissing):
-            await disk.device.trim(0, 100 * SIZE)
-
-
-async def test_trim_of_a_few_objects_does_not_list() -> None:
-    async with a_disk(objects=100) as disk:
-        disk.put(3, A)
-        await disk.device.trim(0, 10 * SIZE)
-        assert disk.has(3) is None
-        assert disk.store.count("listing") == 0
-
-
-async def test_stale_replica_is_not_read() -> None:
-    """It missed an overwrite and has the old bytes, with an ETag that fits them."""
-    async with a_disk(objects=20) as disk:
-        await disk.device.write(0, A)
-        await disk.device.write(0, B)
-        await disk.read(SIZE, 10 * SIZE)  # drives it out of the cache
-        disk.script.on("get", Fault(stale=True))
-        assert await disk.read(0, SIZE) == B
+# Waiting
 
 
 async def test_write_of_a_whole_block_ends_the_wait_for_its_old_bytes() -> None:
@@ -232,20 +122,116 @@ async def test_write_of_a_whole_block_ends_the_wait_for_its_old_bytes() -> None:
         gate = Gate()
         disk.script.on("get", Fault(before=gate))
         read = await begun(disk.read(0, 1))
-        await disk.device.write(0, A)
+        await disk.device.write(0, A, fua=True)
+        gate.open()
         assert await read == b"a"
 
 
 async def test_waiting_for_a_turn_counts_against_the_time_of_a_request() -> None:
     """Otherwise many requests behind a hanging store would fail one batch after the other."""
-    async with a_disk(objects=64, cached=64, request_seconds=0.05) as disk:
+    async with a_disk(objects=64, settings=caching(256), request_seconds=0.05) as disk:
         disk.script.hold("put", times=64)
-        writes = [disk.device.write(index * SIZE, A) for index in range(64)]
-        results = await asyncio.gather(*writes, return_exceptions=True)
-        assert {type(result) for result in results} == {ExportError}
-        assert REQUESTS_MAX <= disk.store.count("put") < 64  # most had no turn at all
+        await disk.device.write(0, A * 64)
+        with pytest.raises(ExportError, match="no answer within"):
+            await disk.device.flush()
+        assert 16 <= disk.store.count("put") < 64  # most had no turn at all
         disk.script.clear()
         await disk.device.flush()
+        assert disk.image() == A * 64
+
+
+async def test_reads_are_not_held_up_by_sixteen_uploads_that_hang() -> None:
+    async with a_disk(objects=64, settings=caching(256)) as disk:
+        for index in range(16, 64):
+            disk.put(index, B)
+        gate = disk.script.hold("put", times=16)
+        await disk.device.write(0, A * 16)
+        flush = await begun(disk.device.flush())
+        assert disk.store.at_once == 16
+        assert await disk.read(20 * SIZE, 30 * SIZE) == B * 30
+        await disk.device.write(60 * SIZE, b"x")
+        assert await disk.read(60 * SIZE, 2) == b"xb"
+        assert not flush.done()
+        gate.open()
+        await flush
+        await disk.device.flush()
+
+
+async def test_read_of_what_is_to_be_fetched_ahead_is_not_held_up_by_uploads_that_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device_module, "READ_AHEAD_BYTES_MIN", SIZE)
+    async with a_disk(objects=64, settings=caching(256, read_ahead_bytes=8 * SIZE)) as disk:
+        for index in range(16, 64):
+            disk.put(index, B)
+        gate = disk.script.hold("put", times=16)
+        await disk.device.write(0, A * 16)
+        flush = await begun(disk.device.flush())
+        for index in (16, 17, 18):
+            assert await disk.read(index * SIZE, SIZE) == B
+        await turns()
+        assert 19 in disk.blocks  # read-ahead waits for a slot
+        read = await begun(disk.read(19 * SIZE, SIZE))
+        assert read.done()
+        gate.open()
+        await asyncio.gather(flush, read)
+
+
+async def test_uploads_that_need_what_is_to_be_fetched_ahead_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each upload holds a slot that the fetch it needs waits for."""
+    monkeypatch.setattr(device_module, "READ_AHEAD_BYTES_MIN", SIZE)
+    settings = caching(16, block_bytes=128, read_ahead_bytes=4 * SIZE, requests=1)
+    async with a_disk(objects=16, settings=settings) as disk:
+        for index in range(16):
+            disk.put(index, B)
+        gate = disk.script.hold("get", name="disk.part/00000003")
+        await disk.device.write(3 * SIZE, A[:128])
+        await disk.device.write(3 * SIZE + 128, A[:100])
+        flush = await begun(disk.device.flush())  # has its slot, and fetches
+        for at in range(3):
+            await disk.read(2 * SIZE + at * 128, 128)
+        await disk.read(2 * SIZE + 3 * 128, 128)
+        await turns()
+        gate.open()
+        await turns()
+        assert flush.done()
+        await flush
+
+
+# Large objects
+
+
+async def test_little_of_a_large_object_is_read_by_one_ranged_get() -> None:
+    async with a_disk(settings=caching(block_bytes=128)) as disk:
+        image = filled(disk)
+        assert await disk.read(130, 5) == image[130:135]
+        assert disk.device.counters.store_in == 128
+        assert await disk.read(100, 300) == image[100:400]  # two more pieces, around the first
+        assert disk.device.counters.store_in == 4 * 128
+        assert disk.store.count("get") == 3
+
+
+async def test_sequential_run_within_a_large_object_takes_one_get() -> None:
+    async with a_disk(settings=caching(8, block_bytes=128)) as disk:
+        image = filled(disk)
+        assert await disk.read(130, SIZE) == image[130 : 130 + SIZE]
+        assert disk.store.count("get") == 2  # of two objects
+
+
+async def test_upload_of_a_large_object_fetches_what_is_missing_by_one_get() -> None:
+    async with a_disk(settings=caching(block_bytes=128)) as disk:
+        image = bytearray(filled(disk))
+        await disk.device.write(0, b"w" * 128)
+        await disk.device.flush()
+        image[0:128] = b"w" * 128
+        assert disk.has(0) == bytes(image[:SIZE])
+        assert disk.store.count("get") == 1
+        assert disk.device.counters.store_in == 3 * 128
+        await disk.device.write(SIZE, b"v" * SIZE)
+        await disk.device.flush()
+        assert disk.store.count("get") == 1
 
 
 # Bad objects
@@ -258,8 +244,9 @@ async def test_object_of_a_wrong_size_is_an_error_and_harms_nothing_else(size: i
         disk.put(1, b"z" * size)
         for request in (
             disk.device.read(SIZE, 1),
-            disk.device.write(SIZE, b"x"),
-            disk.device.zero(SIZE, 1),
+            disk.device.write(SIZE, b"x", fua=True),
+            disk.device.zero(SIZE, 1, fua=True),
+            disk.device.flush(),
             disk.device.read(0, 3 * SIZE),
         ):
             with pytest.raises((ExportError, StoreError)) as caught:
@@ -268,15 +255,15 @@ async def test_object_of_a_wrong_size_is_an_error_and_harms_nothing_else(size: i
         assert disk.has(1) == b"z" * size
         assert await disk.read(0, SIZE) == disk.has(0)
         assert await disk.read(2 * SIZE, SIZE) == disk.has(2)
-        await disk.device.write(SIZE, B)  # and this repairs it
+        await disk.device.write(SIZE, B, fua=True)  # and this repairs it
         assert await disk.read(SIZE, SIZE) == B == disk.has(1)
 
 
 async def test_error_in_one_part_fails_the_request_and_leaves_the_others_alone() -> None:
-    async with a_disk() as disk:
+    async with a_disk(settings=caching(32)) as disk:
         disk.script.on("put", failing(), name=name(1))
         with pytest.raises(StoreError):
-            await disk.device.write(0, A * 3)
+            await disk.device.write(0, A * 3, fua=True)
         assert (disk.has(0), disk.has(1), disk.has(2)) == (A, None, A)
         assert disk.device.dirty_ranges() == [(SIZE, 2 * SIZE)]
         await disk.device.flush()
@@ -287,51 +274,81 @@ async def test_error_in_one_part_fails_the_request_and_leaves_the_others_alone()
 
 
 async def test_requests_to_the_store_are_bounded() -> None:
-    async with a_disk(objects=64, cached=64) as disk:
+    async with a_disk(objects=128, settings=caching(512)) as disk:
         gate = disk.script.hold("put", times=40)
-        write = await begun(disk.device.write(0, A * 40))
-        reads = [await begun(disk.device.read(index * SIZE, 1)) for index in range(40, 64)]
-        assert disk.store.at_once == REQUESTS_MAX == 16
+        await disk.device.write(0, A * 40)
+        flush = await begun(disk.device.flush())
+        assert disk.store.at_once == 16
+        reads_gate = disk.script.hold("get", times=60)
+        reads = [await begun(disk.device.read(index * SIZE, 1)) for index in range(40, 100)]
+        assert disk.store.at_once == 16 + 4
         gate.open()
-        await asyncio.gather(write, *reads)
-        assert disk.store.at_once_max == REQUESTS_MAX
+        reads_gate.open()
+        await asyncio.gather(flush, *reads)
+        assert disk.store.at_once_max == 20
 
 
-async def test_huge_zero_range_works_on_few_blocks_at_once() -> None:
+async def test_huge_zero_range_works_on_few_objects_at_once() -> None:
     async with a_disk(objects=1_000_000) as disk:
         gate = disk.script.hold("delete", times=2000)
         zero = await begun(disk.device.zero(0, disk.device.size))
-        assert len(disk.blocks) == 4
-        assert len(asyncio.all_tasks()) <= AT_ONCE_MAX + 4 + 3
+        assert disk.blocks == {}
+        assert len(disk.device._disk.writeback.objects) == 2
+        assert len(asyncio.all_tasks()) <= AT_ONCE_MAX
         zero.cancel()
         await asyncio.gather(zero, return_exceptions=True)
         gate.open()
+        await disk.device.flush()
 
 
 async def test_zeroing_does_not_push_out_what_is_read() -> None:
-    async with a_disk(objects=200, cached=AT_ONCE_MAX + 1) as disk:
+    async with a_disk(objects=200) as disk:
         disk.put(0, A)
         await disk.read(0, 1)
         await disk.device.zero(SIZE, 199 * SIZE)
         await disk.read(0, 1)
         assert disk.store.count("get") == 1
+        await disk.device.flush()
 
 
-async def test_cache_holds_no_more_than_it_may() -> None:
-    async with a_disk(objects=64, cached=5) as disk:
-        requests = [disk.device.read(index * SIZE, 2 * SIZE) for index in range(63)]
-        tasks = [begin(request) for request in requests]
+@pytest.mark.parametrize("block", [None, 128])
+@pytest.mark.parametrize("kind", ["read", "write", "zero", "no_hole", "trim", "prefetch", "mixed"])
+async def test_cache_holds_no_more_than_it_may(kind: str, block: int | None) -> None:
+    settings = caching(5, block_bytes=block, read_ahead_bytes=SIZE)
+    async with a_disk(objects=64, settings=settings) as disk:
+        for index in range(0, 64, 2):
+            disk.put(index, A)
+        device, length = disk.device, 2 * SIZE - 30
+
+        async def read(at: int, length: int) -> None:
+            await device.read(at, length)
+
+        kinds: dict[str, Callable[[int], Coroutine[Any, Any, None]]] = {
+            "read": lambda at: read(at, length),
+            "write": lambda at: device.write(at, b"w" * length),
+            "zero": lambda at: device.zero(at, length),
+            "no_hole": lambda at: device.zero(at, length, no_hole=True),
+            "trim": lambda at: device.trim(at, length),
+            "prefetch": lambda at: device.prefetch(at, length),
+        }
+        works = list(kinds.values()) if kind == "mixed" else [kinds[kind]]
+        tasks = [begin(works[at % len(works)](at * SIZE + 11)) for at in range(62)]
         while not all(task.done() for task in tasks):
             assert disk.device.cached_bytes <= 5 * SIZE
+            assert disk.device._disk.writeback.blocks <= disk.device._disk.writeback.limit
             await turns(1)
+        await asyncio.gather(*tasks)
+        await disk.device.flush()
+        assert await disk.read(0, 64 * SIZE) == disk.image()
 
 
 async def test_prefetch_brings_in_what_fits_in_half_the_cache() -> None:
     async with a_disk(objects=64, cached=6) as disk:
         filled(disk)
         await disk.device.prefetch(3, 60 * SIZE)
-        assert sorted(disk.blocks) == [0, 1, 2]
-        assert disk.store.count("get") == 3
+        assert 0 < len(disk.blocks) <= 4
+        assert sorted(disk.blocks) == list(range(len(disk.blocks)))
+        assert disk.store.count("get") == len(disk.blocks)
 
 
 async def test_read_and_prefetch_of_one_block_share_a_fetch() -> None:
@@ -346,19 +363,19 @@ async def test_counters_count_bytes_to_and_from_the_store() -> None:
         disk.put(0, A)
         await disk.read(0, 1)
         await disk.read(5 * SIZE, 1)
-        await disk.device.write(SIZE, A + B)
-        await disk.device.zero(SIZE, SIZE)
+        await disk.device.write(SIZE, A + B, fua=True)
+        await disk.device.zero(SIZE, SIZE, fua=True)
         counters = disk.device.counters
         assert (counters.store_in, counters.store_out) == (SIZE, 2 * SIZE)
 
 
 def test_cache_below_four_objects_is_refused_in_a_sentence() -> None:
     geometry = Geometry(10, 1024)
-    check_cache(geometry, 4096)
+    CacheSettings(cache_bytes=4096).check(geometry)
     with pytest.raises(ExportUnusable, match="1024 bytes need a cache of at least 4096 bytes"):
-        check_cache(geometry, 4095)
+        CacheSettings(cache_bytes=4095).check(geometry)
     with pytest.raises(ExportUnusable):
-        ObjectDevice(MemoryStore("disk"), geometry, cache_bytes=4095)
+        ObjectDevice(MemoryStore("disk"), geometry, CacheSettings(cache_bytes=4095))
 
 
 @pytest.mark.parametrize(

@@ -178,9 +178,9 @@ async def test_lost_lock_refuses_every_change(kept: Kept) -> None:
 
 async def test_suspended_device_answers_nothing_and_goes_on_where_it_stopped() -> None:
     async with a_disk() as disk:
-        await disk.device.write(0, b"known" + bytes(SIZE - 5))
+        await disk.device.write(0, b"known" + bytes(SIZE - 5), fua=True)
         gate = disk.script.hold("put")
-        storing = begin(disk.device.write(SIZE, b"n" * SIZE))
+        storing = begin(disk.device.write(SIZE, b"n" * SIZE, fua=True))
         await gate.arrived.wait()
         disk.device.suspend()
         assert disk.device.read_now(0, 5) is None
@@ -202,7 +202,7 @@ async def test_error_of_a_request_that_was_suspended_is_none() -> None:
     async with a_disk() as disk:
         gate = Gate()
         disk.script.on("put", Fault(before=gate, error=StoreError("the lease is over")))
-        storing = begin(disk.device.write(0, b"n" * SIZE))
+        storing = begin(disk.device.write(0, b"n" * SIZE, fua=True))
         await gate.arrived.wait()
         disk.device.suspend()
         gate.open()
@@ -215,9 +215,9 @@ async def test_error_of_a_request_that_was_suspended_is_none() -> None:
 async def test_failed_device_refuses_everything_and_says_what_is_lost() -> None:
     disk = Disk()
     await disk.memory.create_container()
-    await disk.device.write(0, b"known" + bytes(SIZE - 5))
+    await disk.device.write(0, b"known" + bytes(SIZE - 5), fua=True)
     gate = disk.script.hold("put")
-    storing = begin(disk.device.write(SIZE, b"n" * SIZE))
+    storing = begin(disk.device.write(SIZE, b"n" * SIZE, fua=True))
     await gate.arrived.wait()
     disk.device.suspend()
     reading = begin(disk.read(0, 5))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.server.config import ServerConfig, TlsConfig
 from swiftnbd.server.server import memory_bytes_max
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX
@@ -51,12 +52,13 @@ def test_files_named_exist() -> None:
 
 def test_memory_is_as_stated() -> None:
     text = (ROOT / PAGE).read_text()
+    one = [CacheSettings()]
     assert f"connections x {CONNECTION_BYTES_MAX / MiB} MiB" in text
-    assert f"one export {memory_bytes_max(ServerConfig(), 1) / MiB:.0f} MiB" in text
+    assert f"one export {memory_bytes_max(ServerConfig(), one) / MiB:.0f} MiB" in text
     few = ServerConfig(connections_max=20)
-    assert f"`--max-connections 20` makes it {memory_bytes_max(few, 1) / MiB:.0f} MiB" in text
-    encrypted = memory_bytes_max(ServerConfig(connections_max=20, tls=TlsConfig()), 1)
-    more = (encrypted - memory_bytes_max(few, 1)) / 20
+    assert f"`--max-connections 20` makes it {memory_bytes_max(few, one) / MiB:.0f} MiB" in text
+    encrypted = memory_bytes_max(ServerConfig(connections_max=20, tls=TlsConfig()), one)
+    more = (encrypted - memory_bytes_max(few, one)) / 20
     assert f"TLS takes {more / MiB} MiB more for each connection" in text
 
 

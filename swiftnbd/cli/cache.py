@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""How exports are cached: flags for all of them, and keys of the secrets file for one.
+
+A flag and the key of the same name take the same values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from swiftnbd.cli.flags import flag_group, flags_of
+from swiftnbd.cli.sizes import parse_size
+from swiftnbd.export.settings import CacheMode, CacheSettings
+
+_MEGABYTE = 1024 * 1024  # as swiftnbd 0.11 counted
+_CACHE_BYTES_MAX = 1024 * 1024 * _MEGABYTE
+_SECONDS_MAX = 3600
+_REQUESTS_MAX = 256  # far beyond what saturates a Swift; each may be a connection
+
+_SIZE_EXPECTED = "a number of MB, or a size like 512M or 2G, up to 1T"
+
+_DEFAULTS = CacheSettings()
+
+
+def _megabytes(text: str) -> int:
+    """A number of MB, or a size with its unit."""
+    size = int(text[:9]) * _MEGABYTE if text.isascii() and text.isdigit() else parse_size(text)
+    if size > _CACHE_BYTES_MAX:
+        raise ValueError
+    return size
+
+
+def _cache_megabytes(text: str) -> int:
+    if size := _megabytes(text):
+        return size
+    raise ValueError  # there is no serving without a cache
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= _SECONDS_MAX:
+        raise ValueError
+    return seconds
+
+
+def _requests(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _REQUESTS_MAX):
+        raise ValueError
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """The key ``name``, the field of `CacheSettings` it sets, and how its text is read.
+
+    ``parse`` raises ValueError for what is not ``expected``.
+    """
+
+    name: str
+    field: str
+    parse: Callable[[str], Any]
+    expected: str
+    metavar: str
+    help: str
+
+
+_SETTINGS: Final = (
+    _Setting(
+        "cache-limit",
+        "cache_bytes",
+        _cache_megabytes,
+        _SIZE_EXPECTED,
+        "MB",
+        f"Cache memory limit of each export in MB (default: {_DEFAULTS.cache_bytes // _MEGABYTE}).",
+    ),
+    _Setting(
+        "cache-mode",
+        "mode",
+        lambda text: CacheMode(text.lower()),
+        " or ".join(mode.value for mode in CacheMode),
+        "MODE",
+        "writeback: a write is done when it is in the cache, and durable after a flush; "
+        f"writethrough: when it is durable (default: {_DEFAULTS.mode.value}).",
+    ),
+    _Setting(
+        "dirty-limit",
+        "dirty_bytes",
+        _megabytes,
+        _SIZE_EXPECTED,
+        "MB",
+        "Of the cache, what may be written and not stored yet (default: half of it).",
+    ),
+    _Setting(
+        "dirty-seconds",
+        "dirty_seconds",
+        _seconds,
+        f"seconds from 0 to {_SECONDS_MAX}",
+        "SECONDS",
+        f"Store what was written that long ago, unasked (default: {_DEFAULTS.dirty_seconds:.0f}).",
+    ),
+    _Setting(
+        "read-ahead",
+        "read_ahead_bytes",
+        _megabytes,
+        _SIZE_EXPECTED,
+        "MB",
+        "Fetch up to so much ahead of a sequential reader; 0: nothing "
+        f"(default: {_DEFAULTS.read_ahead_bytes // _MEGABYTE}).",
+    ),
+    _Setting(
+        "requests",
+        "requests",
+        _requests,
+        f"a number from 1 to {_REQUESTS_MAX}",
+        "NUMBER",
+        "Requests to the store at once, for each export "
+        f"(default: {_DEFAULTS.requests}, and {_DEFAULTS.reads_reserved} more for reads).",
+    ),
+)
+_BY_NAME: Final = {setting.name: setting for setting in _SETTINGS}
+CACHE_KEYS: Final = frozenset(_BY_NAME)
+
+
+def parse_setting(name: str, text: str) -> tuple[str, Any]:
+    """The field of `CacheSettings` that the key ``name`` sets, and its value.
+
+    Raises ValueError, saying what is expected.
+    """
+    setting = _BY_NAME[name]
+    try:
+        return setting.field, setting.parse(text.strip())
+    except ValueError:
+        raise ValueError(f"is not {setting.expected}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """The flags; None where there is none."""
+
+    cache_limit: int | None
+    cache_mode: CacheMode | None
+    dirty_limit: int | None
+    dirty_seconds: float | None
+    read_ahead: int | None
+    requests: int | None
+
+    @property
+    def settings(self) -> CacheSettings:
+        """For every export whose section does not say otherwise."""
+        values = {
+            setting.field: getattr(self, setting.name.replace("-", "_")) for setting in _SETTINGS
+        }
+        return CacheSettings(**{key: value for key, value in values.items() if value is not None})
+
+
+def _parse(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """A click callback."""
+    if value is None:
+        return None
+    try:
+        return parse_setting(str(param.name).replace("_", "-"), value)[1]
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}", ctx=ctx, param=param) from None
+
+
+_cache = flags_of("How they are cached")
+
+cache_options = flag_group(
+    "caching",
+    CacheOptions,
+    *(
+        _cache(
+            *(("-c",) if setting.name == "cache-limit" else ()),
+            f"--{setting.name}",
+            metavar=setting.metavar,
+            callback=_parse,
+            help=setting.help,
+        )
+        for setting in _SETTINGS
+    ),
+)

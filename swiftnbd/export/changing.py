@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: MIT
+"""Changing blocks: writes, zeros, trims, and what an upload is made of.
+
+A change is made in one step, without an await, as soon as there is room for it: in the cache
+for its block, and below the limit of what may be changed and not stored. It needs none of the
+bytes around it; they are fetched when the object is stored, unless they are known by then.
+So a read-modify-write is atomic against every other request, on whichever connection.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from errno import ENOTSUP
+
+from swiftnbd.errors import ExportError
+from swiftnbd.export.block import Block
+from swiftnbd.export.device import hole, is_hole
+from swiftnbd.export.disk_state import DiskState, Part
+from swiftnbd.export.parallel import for_each
+from swiftnbd.export.presence import State
+from swiftnbd.export.reading import Reader
+from swiftnbd.export.writeback import DirtyObject
+from swiftnbd.store.base import Buffer
+
+TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
+UPLOAD_BYTES_MAX = 16 * 1024 * 1024  # of bodies put together at once, unless one is larger
+UNSTORED_MAX = 1024  # objects whose being durable one request waits for together
+RUNS_PER_TURN_MAX = 1000  # of a presence map, or objects, passed over between turns of the loop
+
+Change = tuple[DirtyObject, int]  # an object, and the generation that must become durable
+
+
+class Writer:
+    """Changes a disk through its cache. ``durable``: every change waits until it is stored."""
+
+    def __init__(self, disk: DiskState, reader: Reader, *, durable: bool) -> None:
+        self._disk = disk
+        self._reader = reader
+        self._durable = durable
+        self._zeros = bytes(disk.object_size)
+        self._bodies = asyncio.Semaphore(max(1, UPLOAD_BYTES_MAX // disk.object_size))
+
+    # Writing
+
+    def write_now(self, part: Part, data: Buffer | None) -> Change | None:
+        """Copy ``data`` (None: zeros) into a block; None if there is no room for that now."""
+        disk = self._disk
+        block = disk.cache.blocks.get(part.block)
+        if block is not None and block.dirty:
+            _put(block, part, data)
+            dirty = disk.writeback.objects[part.block // disk.per_object]
+            dirty.generation += 1
+            return dirty, dirty.generation
+        if not disk.writeback.has_room:
+            return None
+        if block is None and (block := disk.cache.admit(part.block)) is None:
+            return None
+        _put(block, part, data)
+        disk.cache.settle(block)
+        number = part.block // disk.per_object
+        dirty = disk.writeback.touch(number, absent=disk.objects.is_absent(number))
+        disk.writeback.add(dirty, block)
+        return dirty, dirty.generation
+
+    def takes(self, part: Part) -> bool:
+        """Whether a write there leaves its block with a sensible number of gaps."""
+        block = self._disk.cache.blocks.get(part.block)
+        return block is None or block.takes(part.start, part.end)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool) -> None:
+        """Accept ``data``; with ``fua`` it is durable on return."""
+        view = memoryview(data)
+        changes: list[Change] = []
+        await self._disk.gate.passing()
+        for part in self._disk.parts(offset, len(view)):
+            at = part.block * self._disk.block_size + part.start - offset
+            piece = view[at : at + part.end - part.start]
+            changes.append(await self._write_part(part, piece))
+        await self._settle(changes, fua)
+
+    async def _write_part(
+        self, part: Part, data: Buffer | None, *, keep_zeros: bool = False
+    ) -> Change:
+        def attempt() -> Change | None:
+            change = self.write_now(part, data)
+            if change is not None and keep_zeros:
+                change[0].keep_zeros = True
+            return change
+
+        while not self.takes(part):
+            await self._know([self._disk.cache.blocks[part.block]])
+        # a block that has become full of gaps while we waited takes one more all the same
+        return await self._when_room(attempt)
+
+    async def _know(self, blocks: Sequence[Block]) -> None:
+        """Fetch what is missing of blocks that are in the cache, without waiting for room."""
+        for block in blocks:
+            self._disk.cache.pin(block)
+        try:
+            await self._reader.know(blocks, [Part(block.index, 0, block.size) for block in blocks])
+        finally:
+            self._reader.unpin(blocks)
+
+    async def _when_room(self, attempt: Callable[[], Change | None]) -> Change:
+        await self._disk.gate.passing()  # or we might wait for ever
+        change = None if self._disk.writers else attempt()
+        if change is None:
+            self._disk.writeback.press()
+            change = await self._disk.writers.wait(attempt, lambda _: None)
+        return change
+
+    async def _settle(self, changes: list[Change], fua: bool) -> None:
+        """Return when the request may be answered."""
+        if fua or self._durable:
+            await for_each(changes, self._stored, go_on=True)
+        changes.clear()
+        await self._disk.gate.passing()
+
+    async def _stored(self, change: Change) -> None:
+        await self._disk.writeback.stored(*change)
+
+    # Zeros
+
+    async def zero(self, offset: int, length: int, *, no_hole: bool, fua: bool, fast: bool) -> None:
+        """Make the range read as zeros."""
+        await self._disk.gate.passing()
+        size, stop = self._disk.object_size, offset + length
+        if fast:
+            self._check_fast(offset, stop)
+        changes: list[Change] = []
+        while offset < stop:
+            index, start = divmod(offset, size)
+            end = min(size, start + stop - offset)
+            if index % RUNS_PER_TURN_MAX == 0:
+                await asyncio.sleep(0)  # passing over holes waits for nothing
+            if end - start == size:
+                await self._clear(index, changes, keep_zeros=no_hole)
+            else:
+                await self._zero_parts(offset, end - start, changes, keep_zeros=no_hole)
+            offset += end - start
+            if len(changes) >= UNSTORED_MAX:
+                await self._settle(changes, fua)
+        await self._settle(changes, fua)
+
+    def _check_fast(self, offset: int, stop: int) -> None:
+        """ENOTSUP unless nothing of the range needs its surroundings fetched."""
+        size = self._disk.object_size
+        edges = [offset] if offset % size or stop - offset < size else []
+        edges += [stop - 1] if stop % size else []
+        for position in edges:
+            if not self._disk.reads_as_zeros(position // size):
+                block = self._disk.cache.blocks.get(position // self._disk.block_size)
+                if block is None or block.known is not None or self._disk.per_object > 1:
+                    raise ExportError(ENOTSUP, "part of an object that is not in the cache")
+
+    async def _zero_parts(
+        self, offset: int, length: int, changes: list[Change], *, keep_zeros: bool
+    ) -> None:
+        """Zeros within one object."""
+        if self._is_clean_hole(offset // self._disk.object_size) and not keep_zeros:
+            return
+        for part in self._disk.parts(offset, length):
+            changes.append(await self._write_part(part, None, keep_zeros=keep_zeros))
+
+    async def _clear(self, index: int, changes: list[Change], *, keep_zeros: bool) -> None:
+        """Zeros all over object ``index``."""
+        if not (self._is_clean_hole(index) and not keep_zeros):
+            changes.append(await self._when_room(lambda: self._clear_now(index, keep_zeros)))
+
+    def _is_clean_hole(self, index: int) -> bool:
+        is_changed = index in self._disk.writeback.objects
+        return not is_changed and self._disk.objects.is_absent(index)
+
+    def _clear_now(self, index: int, keep_zeros: bool) -> Change | None:
+        disk = self._disk
+        if index not in disk.writeback.objects and not disk.writeback.has_room:
+            return None
+        dirty = disk.writeback.touch(index, absent=False)
+        dirty.cleared = dirty.generation
+        dirty.keep_zeros = keep_zeros
+        first = index * disk.per_object
+        for block in list(disk.cache.within(first, first + disk.per_object)):
+            if disk.cache.is_idle(block):
+                disk.cache.drop(block)
+                continue
+            was_dirty = block.dirty
+            block.zero(0, block.size)
+            if not was_dirty:
+                disk.writeback.add(dirty, block)
+        return dirty, dirty.generation
+
+    # Trim
+
+    async def trim(self, offset: int, length: int, *, fua: bool) -> None:
+        """Delete the objects that lie wholly inside the range.
+
+        Being a hint, it may trust a listing for what exists: an object that the listing misses
+        merely stays. So trimming a fresh disk takes at most a few requests, whatever its size.
+        """
+        await self._disk.gate.passing()
+        size = self._disk.object_size
+        first = -(-offset // size)
+        end = max(first, (offset + length) // size)
+        changes: list[Change] = []
+        position = first
+        for number, (count, state) in enumerate(self._disk.objects.presence.runs(first, end)):
+            if number % RUNS_PER_TURN_MAX == RUNS_PER_TURN_MAX - 1:
+                await asyncio.sleep(0)
+            after = position + count
+            if state is State.ABSENT or (state is State.UNKNOWN and count > TRIM_UNLISTED_MAX):
+                await self._clear_all(self._changed_within(position, after), changes, fua)
+            else:
+                await self._clear_all(range(position, after), changes, fua)
+            if state is State.UNKNOWN and count > TRIM_UNLISTED_MAX:
+                async for found in self._disk.objects.listed(position, after):
+                    await self._clear_all(found, changes, fua)
+            position = after
+        await self._settle(changes, fua)
+
+    def _changed_within(self, first: int, end: int) -> list[int]:
+        return sorted(index for index in self._disk.writeback.objects if first <= index < end)
+
+    async def _clear_all(self, indexes: Sequence[int], changes: list[Change], fua: bool) -> None:
+        for index in indexes:
+            await self._clear(index, changes, keep_zeros=False)
+            if len(changes) >= UNSTORED_MAX:
+                await self._settle(changes, fua)
+
+    # Storing
+
+    async def upload(self, dirty: DirtyObject) -> None:
+        """Store all that changed in an object so far."""
+        fetched: dict[int, Buffer] = {}
+        async with self._bodies, self._disk.objects.turn():
+            while await self._fetch_missing(dirty, fetched):
+                pass  # what was fetched may not be all any more
+            blocks = dirty.begin_upload()
+            body = self._body(dirty, fetched)
+            assert all(block.known is None for block in blocks)
+            if body is None:
+                await self._disk.objects.delete(dirty.index)
+            else:
+                await self._disk.objects.put(dirty.index, body)
+
+    async def _fetch_missing(self, dirty: DirtyObject, fetched: dict[int, Buffer]) -> bool:
+        """Fetch what is neither in the cache nor in ``fetched``; False if nothing was missing."""
+        disk = self._disk
+        first = dirty.index * disk.per_object
+        partly: list[Block] = []
+        nowhere: list[int] = []
+        for index in range(first, first + disk.per_object):
+            block = disk.cache.blocks.get(index)
+            if block is None:
+                if index not in fetched and not dirty.lies_on_zeros:
+                    nowhere.append(index)
+            elif block.known is not None and not block.unmark():
+                if dirty.lies_on_zeros:
+                    block.fill(hole(block.size))
+                elif index in fetched:
+                    block.fill(bytes(fetched[index]))  # a view would keep all of it alive
+                else:
+                    partly.append(block)
+        if partly:
+            await self._know(partly)
+        if nowhere:
+            await self._fetch(dirty.index, nowhere[0] - first, nowhere[-1] + 1 - first, fetched)
+        return bool(partly or nowhere)
+
+    async def _fetch(self, index: int, first: int, end: int, fetched: dict[int, Buffer]) -> None:
+        """Blocks ``[first, end)`` of an object, past the cache: they are needed only once."""
+        disk, size = self._disk, self._disk.block_size
+        data = await disk.objects.get(index, first * size, end * size, urgent=True)
+        view = hole((end - first) * size) if data is None else memoryview(data)
+        for number in range(end - first):
+            block = index * disk.per_object + first + number
+            fetched[block] = view[number * size : (number + 1) * size]
+
+    def _body(self, dirty: DirtyObject, fetched: dict[int, Buffer]) -> Buffer | None:
+        """The object's bytes; None if it need not exist."""
+        disk = self._disk
+        first = dirty.index * disk.per_object
+        pieces: list[Buffer] = []
+        for index in range(first, first + disk.per_object):
+            block = disk.cache.blocks.get(index)
+            if block is not None:
+                pieces.append(block.data)
+            else:
+                pieces.append(hole(disk.block_size) if dirty.lies_on_zeros else fetched[index])
+        if all(is_hole(piece) for piece in pieces):
+            return self._zeros if dirty.keep_zeros else None
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return None if body == self._zeros and not dirty.keep_zeros else body
+
+
+def _put(block: Block, part: Part, data: Buffer | None) -> None:
+    if data is None:
+        block.zero(part.start, part.end)
+    else:
+        block.write(part.start, data)

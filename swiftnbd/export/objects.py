@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""The objects of one disk in its store: requests for them, and what is known of them.
+
+Whoever holds the lock is the only one who changes them, so what was learnt stays true:
+`Presence` says which objects exist, with proof, and `Etags` what they should be like. A request
+that may have changed an object without saying so leaves it unknown, until the next answer.
+
+Stale replicas: an object whose ETag is not remembered is asked for with ``newest``. One that is,
+is asked for plainly, and if the answer is another object, or none, with ``newest`` after all;
+if that is still not the one we stored, it is an error: better no bytes than old ones.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from errno import EIO
+
+from swiftnbd.errors import ExportError
+from swiftnbd.export.etags import Etags
+from swiftnbd.export.layout import OWN_PREFIX, PART_PREFIX, Geometry, object_index, object_name
+from swiftnbd.export.presence import Presence, State, dump_bytes_max
+from swiftnbd.export.slots import Slots
+from swiftnbd.metrics import Counters
+from swiftnbd.store.base import Blob, Buffer, Store
+
+PRESENCE = OWN_PREFIX + "presence"  # the name of the map's object
+OBJECTS_PACKED_AT_ONCE = 256 * 1024  # at worst 2 ms; a larger map is packed in a thread
+REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
+
+
+@dataclass(eq=False, slots=True)
+class _Look:
+    """A read under way; ``counts`` until something changes the object."""
+
+    counts: bool
+
+
+async def store_presence(store: Store, presence: Presence, binding: str) -> None:
+    """Keep a map for whoever can prove by ``binding`` that nobody changed the disk since.
+
+    A late or lost PUT of it does no harm: it carries a binding that nobody trusts any more.
+    """
+    if presence.objects <= OBJECTS_PACKED_AT_ONCE:
+        data = presence.dumps(binding)
+    else:
+        data = await asyncio.to_thread(presence.dumps, binding)
+    await store.put(PRESENCE, data)
+
+
+class DiskObjects:
+    """The objects ``disk.part/*`` of ``store``.
+
+    ``exclusive``: nobody else changes them, as far as the lock can promise. Without it nothing
+    is remembered of them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        geometry: Geometry,
+        slots: Slots,
+        counters: Counters,
+        *,
+        exclusive: bool = True,
+        request_seconds: float = REQUEST_SECONDS_MAX,
+    ) -> None:
+        self.label = store.label
+        self.size = geometry.object_size
+        self.presence = Presence(geometry.objects)
+        self._store = store
+        self._etags = Etags()
+        self._slots = slots
+        self._counters = counters
+        self._exclusive = exclusive
+        self._request_seconds = request_seconds
+        self._changing: set[int] = set()
+        self._looks: dict[int, list[_Look]] = {}  # objects being read, while they are
+
+    def is_absent(self, index: int) -> bool:
+        """Whether there is proof that it does not exist, and so reads as zeros."""
+        return self.presence.get(index) is State.ABSENT
+
+    async def get(self, index: int, start: int, end: int, *, urgent: bool) -> bytes | None:
+        """Bytes ``[start, end)`` of one object, or None if it does not exist."""
+        async with self._request(urgent=urgent, key=index):
+            with self._looking(index) as look:
+                blob = await self._get_current(index, start, end)
+        if look.counts:
+            self.presence.set(index, State.ABSENT if blob is None else State.PRESENT)
+            if blob is not None:
+                self._etags.set(index, blob.etag)
+        if blob is None:
+            return None
+        self._counters.store_in += len(blob.data)
+        if len(blob.data) != end - start:
+            raise self._error(index, f"gave {len(blob.data)} bytes, not {end - start}")
+        return blob.data
+
+    def hurry(self, index: int) -> None:
+        """Somebody waits now for what is to be read of this object."""
+        self._slots.hurry(index)
+
+    @contextmanager
+    def _looking(self, index: int) -> Iterator["_Look"]:
+        """Whether what is seen meanwhile is true afterwards: not if the object changes."""
+        look = _Look(self._exclusive and index not in self._changing)
+        self._looks.setdefault(index, []).append(look)
+        try:
+            yield look
+        finally:
+            self._looks[index].remove(look)
+            if not self._looks[index]:
+                del self._looks[index]
+
+    async def _get_current(self, index: int, start: int, end: int) -> Blob | None:
+        blob = await self._get(index, start, end, newest=not self._etags.knows(index))
+        if not self._fits(index, blob):
+            blob = await self._get(index, start, end, newest=True)
+            if not self._fits(index, blob):
+                raise self._error(index, "is not the one that was stored last")
+        return blob
+
+    async def _get(self, index: int, start: int, end: int, *, newest: bool) -> Blob | None:
+        name = object_name(index)
+        if end - start == self.size:
+            return await self._store.get(name, newest=newest, size_max=self.size)
+        return await self._store.get(name, start=start, length=end - start, newest=newest)
+
+    def _fits(self, index: int, blob: Blob | None) -> bool:
+        if blob is None:
+            return not self._etags.knows(index)
+        return self._etags.fits(index, blob.etag)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn to `put` or `delete`: what changes until then is still carried."""
+        async with self._request(urgent=False):
+            yield
+
+    async def put(self, index: int, data: Buffer) -> None:
+        """Replace one object whole, in one's turn; durable on return."""
+        assert len(data) == self.size
+        with self._change(index):
+            etag = await self._store.put(object_name(index), data)
+            self._etags.set(index, etag)
+            self.presence.set(index, State.PRESENT)
+        self._counters.store_out += len(data)
+
+    async def delete(self, index: int) -> None:
+        """See to it that one object does not exist, in one's turn; durable on return."""
+        with self._change(index):
+            await self._store.delete(object_name(index))
+            self.presence.set(index, State.ABSENT)
+
+    @contextmanager
+    def _change(self, index: int) -> Iterator[None]:
+        """Until the store has answered, and if it never does, nobody knows what is there."""
+        assert index not in self._changing, f"object {index}: two changes at once"
+        self._changing.add(index)
+        for look in self._looks.get(index, ()):
+            look.counts = False
+        self.presence.set(index, State.UNKNOWN)
+        self._etags.forget(index)
+        try:
+            yield
+        finally:
+            self._changing.discard(index)
+
+    async def listed(self, first: int, end: int) -> AsyncIterator[list[int]]:
+        """Which of the objects ``[first, end)`` a listing names, page by page.
+
+        A hint: one that it does not name may exist all the same.
+        """
+        after, before = object_name(first - 1) if first else PART_PREFIX, object_name(end)
+        while True:
+            async with self._request(urgent=True):
+                page = await self._store.listing(prefix=PART_PREFIX, after=after, before=before)
+            if not page:
+                return
+            after = page[-1].name
+            found = (object_index(row.name) for row in page)
+            yield [index for index in found if index is not None]
+
+    async def recall(self, binding: str) -> None:
+        """Take over the presence map that `remember` stored under the same ``binding``."""
+        size_max = dump_bytes_max(self.presence.objects, binding)
+        async with self._request(urgent=True):
+            blob = await self._store.get(PRESENCE, newest=True, size_max=size_max)
+        if blob is None:
+            return
+        objects = self.presence.objects
+        if objects <= OBJECTS_PACKED_AT_ONCE:
+            found = Presence.loads(blob.data, objects, binding)
+        else:
+            found = await asyncio.to_thread(Presence.loads, blob.data, objects, binding)
+        if found is not None:
+            self.presence = found
+
+    async def remember(self, binding: str) -> None:
+        """Store the presence map, which is true as long as nobody changes an object."""
+        async with self._request(urgent=True):
+            await store_presence(self._store, self.presence, binding)
+
+    @asynccontextmanager
+    async def _request(self, *, urgent: bool, key: int | None = None) -> AsyncIterator[None]:
+        """One of the store's requests. Waiting for its turn counts against its time."""
+        try:
+            async with asyncio.timeout(self._request_seconds):
+                async with self._slots.one(urgent=urgent, key=key):
+                    yield
+        except TimeoutError:
+            raise ExportError(
+                EIO, f"{self.label}: no answer within {self._request_seconds:.0f} s"
+            ) from None
+
+    def _error(self, index: int, what: str) -> ExportError:
+        return ExportError(EIO, f"{self.label}: {object_name(index)} {what}")

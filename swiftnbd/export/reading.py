@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""Bringing blocks into the cache: one fetch for all who wait for it, read-ahead, holes.
+
+A request is served in chunks of at most a quarter of the cache. The blocks of a chunk are
+pinned together, those of them that are not known are fetched, a run of neighbours in one object
+by one request, and when all are there their pieces are taken. What is known to be absent is
+read as a `swiftnbd.export.device.hole` without a request.
+
+Fetches belong to the device. They fill only what is not known: a write meanwhile is newer.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+
+from swiftnbd.errors import SwiftnbdError
+from swiftnbd.export.block import Block, State
+from swiftnbd.export.device import hole, holes
+from swiftnbd.export.disk_state import DiskState, Part
+from swiftnbd.export.readahead import ReadAhead
+from swiftnbd.store.base import Buffer
+
+_CHUNKS_OF_CACHE = 4  # so that a few large requests fit in beside each other and what is dirty
+
+
+class Reader:
+    """Reads blocks of a disk through its cache."""
+
+    def __init__(self, disk: DiskState, read_ahead: ReadAhead | None) -> None:
+        self._disk = disk
+        self._cache = disk.cache
+        self._read_ahead = read_ahead
+        self._chunk = max(1, disk.cache.capacity // _CHUNKS_OF_CACHE)
+
+    def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        """The bytes in pieces, if all are at hand."""
+        pieces: list[Buffer] = []
+        zeros = 0  # read so far and not in ``pieces`` yet: neighbouring holes are one piece
+        was_ahead = False
+        for index, start, end in self._disk.parts(offset, length):
+            block = self._cache.blocks.get(index)
+            if block is None:
+                if not self._disk.reads_as_zeros(index // self._disk.per_object):
+                    return None
+                zeros += end - start
+                continue
+            if block.known is not None:
+                if not block.unmark():
+                    return None
+                was_ahead = True
+            block.used = True
+            if zeros:
+                pieces += holes(zeros)
+                zeros = 0
+            pieces.append(block.piece(start, end))
+        if zeros:
+            pieces += holes(zeros)
+        if was_ahead:
+            self._look_ahead(offset, length)
+        return pieces
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        """The bytes in pieces."""
+        pieces: list[Buffer] = []
+        await self._disk.gate.passing()
+        self._look_ahead(offset, length)
+        for start, end in self._chunks(offset, length):
+            await self._disk.gate.passing()
+            now = self.read_now(start, end - start)
+            pieces += await self._read_chunk(start, end) if now is None else now
+        await self._disk.gate.passing()
+        return pieces
+
+    async def prefetch(self, offset: int, length: int) -> None:
+        """Bring the range in, or as much of it as leaves half the cache alone."""
+        length = min(length, self._cache.capacity // 2 * self._disk.block_size)
+        for start, end in self._chunks(offset, length):
+            await self._disk.gate.passing()
+            if self.read_now(start, end - start) is None:
+                await self._read_chunk(start, end)
+        await self._disk.gate.passing()
+
+    def _chunks(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Cut ``[offset, offset + length)`` where so many blocks end."""
+        size, stop = self._disk.block_size, offset + length
+        while offset < stop:
+            end = min(stop, (offset // size + self._chunk) * size)
+            yield offset, end
+            offset = end
+
+    async def _read_chunk(self, start: int, end: int) -> list[Buffer]:
+        parts = list(self._disk.parts(start, end - start))
+        blocks = await self.pin([index for index, _, _ in parts])
+        try:
+            await self.know(blocks, parts)
+            pieces = []
+            for block, (_, first, last) in zip(blocks, parts, strict=True):
+                block.used = True
+                pieces.append(block.piece(first, last))
+            return pieces
+        finally:
+            self.unpin(blocks)
+
+    async def pin(self, indexes: Sequence[int]) -> list[Block]:
+        """The blocks, in the cache until `unpin`; waits for room."""
+        await self._disk.gate.passing()  # or we might wait for ever
+        pinned = None if self._disk.readers else self._cache.pin_all(indexes)
+        if pinned is None:
+            self._disk.writeback.press()
+            pinned = await self._disk.readers.wait(lambda: self._cache.pin_all(indexes), self.unpin)
+        return pinned
+
+    def unpin(self, blocks: Iterable[Block]) -> None:
+        """Let go of what `pin` gave."""
+        for block in blocks:
+            self._cache.unpin(block)
+
+    async def know(self, blocks: Sequence[Block], parts: Sequence[Part]) -> None:
+        """Return when these parts of pinned blocks are known; raise why they cannot be."""
+        error: Exception | None = None
+        while missing := [
+            block
+            for block, (_, start, end) in zip(blocks, parts, strict=True)
+            if not block.has(start, end)
+        ]:
+            if error is not None:
+                raise error
+            await self._disk.gate.passing()
+            self._fetch(missing, urgent=True)
+            error = await self._fetched_all({block.fetch for block in missing})
+
+    async def _fetched_all(self, fetches: set[asyncio.Task[None] | None]) -> Exception | None:
+        """Wait for fetches; the first error, unless it is only that we are suspended."""
+        errors = []
+        for fetch in fetches:
+            if fetch is not None:  # else it was zeros
+                try:
+                    await self._disk.tasks.ended(fetch)
+                except SwiftnbdError as error:
+                    errors.append(error)
+        return errors[0] if errors and self._disk.gate.is_open else None
+
+    # Fetching
+
+    def _fetch(self, blocks: Iterable[Block], *, urgent: bool) -> None:
+        """Begin to fetch those that nobody fetches yet; fill those that are zeros.
+
+        What is not ``urgent`` comes marked: the first read of it is told to the read-ahead.
+        """
+        run: list[Block] = []
+        for block in blocks:
+            if block.fetch is not None:
+                if urgent and not block.wanted:
+                    block.wanted = True
+                    self._disk.objects.hurry(block.index // self._disk.per_object)
+                continue
+            if self._disk.reads_as_zeros(block.index // self._disk.per_object):
+                block.fill(hole(block.size))
+                continue
+            if run and not self._follows(run[-1], block):
+                self._spawn(run, urgent)
+                run = []
+            run.append(block)
+        if run:
+            self._spawn(run, urgent)
+
+    def _follows(self, block: Block, after: Block) -> bool:
+        """Whether one request can bring both."""
+        return after.index == block.index + 1 and bool(after.index % self._disk.per_object)
+
+    def _spawn(self, run: list[Block], urgent: bool) -> None:
+        for block in run:
+            self._cache.pin(block)
+        task = self._disk.tasks.spawn(self._bring(run, urgent))
+        for block in run:
+            block.fetch = task
+        # not in the coroutine: a task that is cancelled before its first step runs nothing
+        task.add_done_callback(lambda _: self._fetched(run))
+
+    def _fetched(self, run: list[Block]) -> None:
+        for block in run:
+            block.fetch = None
+            block.wanted = False
+        self.unpin(run)
+
+    async def _bring(self, run: list[Block], urgent: bool) -> None:
+        size = self._disk.block_size
+        index, first = divmod(run[0].index, self._disk.per_object)
+        start, end = first * size, (first + len(run)) * size
+        urgent = urgent or any(block.wanted for block in run)  # since the task was made
+        data = await self._disk.objects.get(index, start, end, urgent=urgent)
+        for number, block in enumerate(run):
+            if data is None:
+                block.fill(hole(size))
+            elif len(run) == 1:
+                block.fill(data)
+            else:  # a copy: a view would keep all of it in memory as long as one block lives
+                block.fill(data[number * size : (number + 1) * size])
+            if not (urgent or block.wanted) and block.state is State.CLEAN:
+                block.mark()
+
+    # Read-ahead
+
+    def _look_ahead(self, offset: int, length: int) -> None:
+        """Prefetch what a sequential reader will want next, as far as there is room."""
+        for index, _, _ in self._disk.parts(
+            offset, min(length, self._chunk * self._disk.block_size)
+        ):
+            block = self._cache.blocks.get(index)
+            if block is not None:
+                block.unmark()
+        window = self._read_ahead.advise(offset, length) if self._read_ahead else None
+        if window is None:
+            return
+        wanted = [part.block for part in self._disk.parts(*window) if self._is_missing(part.block)]
+        blocks = None if self._disk.readers else self._cache.pin_all(wanted)
+        if blocks is not None:
+            self._fetch(blocks, urgent=False)
+            self.unpin(blocks)
+
+    def _is_missing(self, index: int) -> bool:
+        return index not in self._cache.blocks and not self._disk.reads_as_zeros(
+            index // self._disk.per_object
+        )

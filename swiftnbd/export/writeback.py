@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""Writing back: which objects have changed, and when each is stored.
+
+An object is the unit: one upload of it is under way at a time and carries all that changed
+before it began; what changes meanwhile is carried by the next one. ::
+
+    (clean) --changed--> waiting --start--> uploading --ended, nothing new--> (clean)
+                            ^                   |
+                            +-- failed, or changed meanwhile
+
+Every change of an object makes a new *generation*. ``attempted`` is the generation that the
+last upload was about, ``failed`` that of the last one that failed, ``stored`` the last one that
+is durable; so whoever waits for a change knows whether an upload's end, good or bad, was about
+it, even if the next upload has begun since.
+
+Uploads start when somebody waits for them (`WriteBack.stored`), when too much is waiting, when
+somebody waits for room, or when a change is old enough; the oldest first, a bounded number at a
+time. After one has failed none starts by itself for a while: whoever asks is told at once, and a
+store in trouble is left alone.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+from swiftnbd.errors import SwiftnbdError
+from swiftnbd.export.block import Block, State
+from swiftnbd.export.gate import Gate
+from swiftnbd.export.tasks import Tasks
+
+
+@dataclass(eq=False, slots=True)
+class DirtyObject:
+    """Object ``index``: what of it has changed and is not stored yet.
+
+    ``blocks`` are those with changes, by index. ``cleared`` is the generation at which all of
+    it became zeros, or was known to be: until that is stored, what is not in a block is zero,
+    whatever the store has. ``keep_zeros``: store it even if it is all zeros.
+    """
+
+    index: int
+    since: float
+    blocks: dict[int, Block] = field(default_factory=dict)
+    generation: int = 1  # what it was before; the first change makes the second one
+    attempted: int = 0
+    failed: int = 0
+    stored: int = 0
+    cleared: int = 0
+    keep_zeros: bool = False
+    upload: asyncio.Task[None] | None = None
+
+    @property
+    def lies_on_zeros(self) -> bool:
+        """Whether what is not in a block is zero."""
+        return self.cleared > self.stored
+
+    @property
+    def is_hole(self) -> bool:
+        """Whether all of it is zeros because somebody said so."""
+        return self.lies_on_zeros and all(block.is_hole for block in self.blocks.values())
+
+    def begin_upload(self) -> list[Block]:
+        """All changes so far are carried by the upload that begins; which blocks those are."""
+        self.attempted = self.generation
+        blocks = list(self.blocks.values())
+        for block in blocks:
+            block.begin_upload()
+        return blocks
+
+
+class WriteBack:
+    """The changed objects of one device, the oldest change first.
+
+    ``upload`` stores one: it calls `DirtyObject.begin_upload` once it has all its bytes. ``limit``
+    is the number of blocks, and of objects, that may be changed and not stored; from half of it
+    on they are written back without waiting for their age, ``seconds``. ``on_stored`` is called
+    when there may be room again, ``on_failed`` when there will be none for a while.
+    """
+
+    def __init__(
+        self,
+        upload: Callable[[DirtyObject], Coroutine[None, None, None]],
+        tasks: Tasks,
+        gate: Gate,
+        *,
+        limit: int,
+        seconds: float,
+        retry_seconds: float,
+        at_once: int,
+        settle: Callable[[Block], None],
+        on_stored: Callable[[], None],
+        on_failed: Callable[[SwiftnbdError], None],
+    ) -> None:
+        assert limit > 0
+        self.objects: dict[int, DirtyObject] = {}
+        self.blocks = 0  # of all of them
+        self.limit = limit
+        self._upload = upload
+        self._tasks = tasks
+        self._gate = gate
+        self._background = limit // 2
+        self._seconds = seconds
+        self._retry_seconds = retry_seconds
+        self._at_once = at_once
+        self._settle = settle
+        self._on_stored = on_stored
+        self._on_failed = on_failed
+        self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
+        self._uploading = 0
+        self._not_before = 0.0  # time of the loop: none starts by itself until then
+        self._timer: asyncio.TimerHandle | None = None
+        self._pressed = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more block, in one more object, may change."""
+        return self.blocks < self.limit and len(self.objects) < self.limit
+
+    # Changes
+
+    def touch(self, index: int, *, absent: bool) -> DirtyObject:
+        """Object ``index`` has changed; ``absent``: the store has nothing of it, that is proven."""
+        dirty = self.objects.get(index)
+        if dirty is None:
+            dirty = DirtyObject(index, asyncio.get_running_loop().time())
+            dirty.cleared = 1 if absent else 0
+            self.objects[index] = self._waiting[index] = dirty
+            self._pump()
+        dirty.generation += 1
+        return dirty
+
+    def add(self, dirty: DirtyObject, block: Block) -> None:
+        """A block of it has changed that had not before."""
+        assert block.dirty
+        dirty.blocks[block.index] = block
+        self.blocks += 1
+        if self.blocks > self._background:
+            self._pump()
+
+    def press(self) -> None:
+        """Somebody waits for room: store something."""
+        self._pressed = True
+        self._pump()
+
+    def relax(self) -> None:
+        """Nobody waits for room any more."""
+        self._pressed = False
+
+    # Storing
+
+    async def stored(self, dirty: DirtyObject, generation: int) -> None:
+        """Return when ``generation`` of it is durable; raise why it could not be stored.
+
+        An upload that failed without carrying that generation says nothing about it: then the
+        next one is waited for.
+        """
+        while dirty.stored < generation:
+            await self._gate.passing()
+            upload = dirty.upload or self._start(dirty)
+            try:
+                await self._tasks.ended(upload)
+            except SwiftnbdError:
+                if dirty.failed >= generation and self._gate.is_open:
+                    raise
+
+    def _pump(self) -> None:
+        """Start what is due."""
+        if not self._gate.is_open:
+            return
+        now = asyncio.get_running_loop().time()
+        while self._waiting and self._uploading < self._at_once:
+            oldest = next(iter(self._waiting.values()))
+            due = oldest.since + self._seconds
+            if self._pressed or not self.has_room or self.blocks > self._background:
+                due = now
+            due = max(due, self._not_before)
+            if due > now:
+                self._wake_at(due)
+                return
+            self._start(oldest)
+
+    def _wake_at(self, when: float) -> None:
+        if when == math.inf:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _start(self, dirty: DirtyObject) -> asyncio.Task[None]:
+        del self._waiting[dirty.index]
+        self._uploading += 1
+        dirty.attempted = dirty.generation
+        dirty.upload = self._tasks.spawn(self._upload(dirty))
+        dirty.upload.add_done_callback(lambda task: self._ended(dirty, task))
+        return dirty.upload
+
+    def _ended(self, dirty: DirtyObject, task: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
+        error = None if task.cancelled() else task.exception()
+        done = not task.cancelled() and error is None
+        dirty.upload = None
+        self._uploading -= 1
+        if done:
+            dirty.stored = dirty.attempted
+        else:
+            dirty.failed = dirty.attempted
+        self._end_blocks(dirty, done=done)
+        if dirty.stored == dirty.generation:
+            del self.objects[dirty.index]
+        else:
+            dirty.since = loop.time()
+            self._waiting[dirty.index] = dirty
+        if done:
+            self._on_stored()
+        elif isinstance(error, SwiftnbdError):
+            self._not_before = loop.time() + self._retry_seconds
+            self._on_failed(error)
+        self._pump()
+
+    def _end_blocks(self, dirty: DirtyObject, *, done: bool) -> None:
+        for block in list(dirty.blocks.values()):
+            if block.state is State.DIRTY:
+                continue  # changed first while the others were uploading
+            block.end_upload(done=done)
+            if block.state is State.CLEAN:
+                del dirty.blocks[block.index]
+                self.blocks -= 1
+                self._settle(block)
+
+    # Life
+
+    def abort(self) -> None:
+        """Cut short what is under way; nothing starts while the gate is closed."""
+        for dirty in self.objects.values():
+            if dirty.upload is not None:
+                dirty.upload.cancel()
+
+    def resume(self) -> None:
+        """The gate is open again."""
+        self._not_before = 0.0
+        self._pump()
+
+    def close(self) -> None:
+        """Nothing is left, and nothing will come."""
+        assert not self.objects
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

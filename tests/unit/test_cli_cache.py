@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""Cache settings, from flags and from the secrets file."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from swiftnbd.cli.cache import CacheOptions, cache_options
+from swiftnbd.cli.run import run
+from swiftnbd.cli.secrets import load_secrets
+from swiftnbd.cli.server import server
+from swiftnbd.errors import ConfigError
+from swiftnbd.export.settings import CacheMode, CacheSettings
+
+MIB = 1024 * 1024
+SECRET = "hunter2"
+
+
+def parse(*flags: str) -> CacheOptions:
+    """What the flags come to."""
+    found: list[CacheOptions] = []
+
+    @click.command()
+    @cache_options
+    def command(caching: CacheOptions) -> None:
+        found.append(caching)
+
+    command.main(list(flags), standalone_mode=False)
+    return found[0]
+
+
+def test_without_flags_the_defaults_are_the_engines() -> None:
+    assert parse().settings == CacheSettings()
+
+
+def test_every_flag_sets_its_field() -> None:
+    flags = "-c 8 --cache-mode WriteThrough --dirty-limit 2 --dirty-seconds 0.5 --read-ahead 0"
+    assert parse(*flags.split(), "--requests", "3").settings == CacheSettings(
+        cache_bytes=8 * MIB,
+        mode=CacheMode.WRITETHROUGH,
+        dirty_bytes=2 * MIB,
+        dirty_seconds=0.5,
+        read_ahead_bytes=0,
+        requests=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64", 64 * MIB), ("512K", MIB // 2), ("1G", 1024 * MIB), ("2GiB", 2 << 30)]
+)
+def test_sizes_are_mb_or_have_a_unit(text: str, size: int) -> None:
+    assert parse("-c", text).settings.cache_bytes == size
+
+
+WRONG = [
+    ("cache-limit", "0", "a number of MB, or a size like 512M or 2G, up to 1T"),
+    ("cache-limit", "-1", "a number of MB"),
+    ("cache-limit", "2T", "a number of MB"),
+    ("cache-limit", "9" * 30, "a number of MB"),
+    ("cache-mode", "unsafe", "writeback or writethrough"),
+    ("dirty-limit", "x", "a number of MB"),
+    ("dirty-seconds", "-0.1", "seconds from 0 to 3600"),
+    ("dirty-seconds", "nan", "seconds from 0 to 3600"),
+    ("dirty-seconds", "inf", "seconds from 0 to 3600"),
+    ("read-ahead", "", "a number of MB"),
+    ("requests", "0", "a number from 1 to 256"),
+    ("requests", "257", "a number from 1 to 256"),
+    ("requests", "1.5", "a number from 1 to 256"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "expected"), WRONG)
+def test_wrong_flag_is_one_sentence(
+    key: str, text: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(server, "swiftnbd-server", [f"--{key}", text]) == 2
+    said = capsys.readouterr().err
+    assert f"{text!r} is not {expected}" in said
+    assert said.count("\n") == 1
+
+
+def section(tmp_path: Path, *lines: str) -> dict[str, Any]:
+    """What a section with these lines says of the cache."""
+    path = tmp_path / "secrets"
+    path.write_text("\n".join(["[disk]", *lines]))
+    path.chmod(0o600)
+    (export,) = load_secrets(str(path), need_login=False)
+    return dict(export.cache)
+
+
+def test_section_names_only_what_differs(tmp_path: Path) -> None:
+    assert section(tmp_path) == {}
+    assert section(tmp_path, "cache-mode = writethrough", "dirty-limit = 4M", "requests = 9") == {
+        "mode": CacheMode.WRITETHROUGH,
+        "dirty_bytes": 4 * MIB,
+        "requests": 9,
+    }
+
+
+@pytest.mark.parametrize(("key", "text", "expected"), WRONG)
+def test_wrong_key_is_named_without_its_value(
+    tmp_path: Path, key: str, text: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf": {key} of \[disk\] is not {expected}"):
+        section(tmp_path, f"{key} = {text}")
+    with pytest.raises(ConfigError) as caught:
+        section(tmp_path, f"{key} = {SECRET}")
+    assert SECRET not in str(caught.value)

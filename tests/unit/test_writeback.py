@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: MIT
+"""When each changed object is stored, and what is told to whom, with uploads that tests end."""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+import pytest
+
+from swiftnbd.errors import StoreFull, StoreUnavailable, SwiftnbdError
+from swiftnbd.export.block import Block, State
+from swiftnbd.export.gate import Gate
+from swiftnbd.export.tasks import Tasks
+from swiftnbd.export.writeback import DirtyObject, WriteBack
+from tests.support.disks import begun, turns
+
+BYTES = b"bytes"
+
+
+@dataclass
+class Uploads:
+    """A `WriteBack` whose uploads wait until the test ends them."""
+
+    limit: int = 8
+    seconds: float = math.inf
+    retry_seconds: float = 0.0
+    at_once: int = 16
+    running: dict[int, asyncio.Future[None]] = field(default_factory=dict)
+    begun: list[int] = field(default_factory=list)
+    stored: int = 0
+    settled: list[int] = field(default_factory=list)
+    failures: list[SwiftnbdError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate = Gate()
+        self.tasks = Tasks("disk")
+        self.writeback = WriteBack(
+            self._upload,
+            self.tasks,
+            self.gate,
+            limit=self.limit,
+            seconds=self.seconds,
+            retry_seconds=self.retry_seconds,
+            at_once=self.at_once,
+            settle=lambda block: self.settled.append(block.index),
+            on_stored=self._on_stored,
+            on_failed=self.failures.append,
+        )
+
+    async def _upload(self, dirty: DirtyObject) -> None:
+        assert dirty.index not in self.running, "two at once"
+        self.begun.append(dirty.index)
+        dirty.begin_upload()
+        end = self.running[dirty.index] = asyncio.get_running_loop().create_future()
+        try:
+            await end
+        finally:
+            del self.running[dirty.index]
+
+    def _on_stored(self) -> None:
+        self.stored += 1
+
+    def change(self, index: int, *, absent: bool = False) -> DirtyObject:
+        """Change the one block of an object."""
+        dirty = self.writeback.touch(index, absent=absent)
+        block = dirty.blocks.get(index)
+        if block is None:
+            block = Block(index, len(BYTES))
+            block.write(0, BYTES)
+            self.writeback.add(dirty, block)
+        else:
+            block.write(0, BYTES)
+        return dirty
+
+    async def end(self, index: int, error: SwiftnbdError | None = None) -> None:
+        if error is None:
+            self.running[index].set_result(None)
+        else:
+            self.running[index].set_exception(error)
+        await turns()
+
+    def close(self) -> None:
+        assert not self.running
+        self.writeback.close()
+
+
+async def test_nothing_is_stored_unasked_before_its_age() -> None:
+    uploads = Uploads()
+    uploads.change(1)
+    await turns()
+    assert uploads.begun == []
+    assert list(uploads.writeback.objects) == [1]
+
+
+async def test_stored_object_is_forgotten_and_its_blocks_are_clean() -> None:
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    block = dirty.blocks[1]
+    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    assert uploads.begun == [1]
+    await uploads.end(1)
+    await waiting
+    assert (block.state, uploads.settled, uploads.stored) == (State.CLEAN, [1], 1)
+    assert (uploads.writeback.objects, uploads.writeback.blocks) == ({}, 0)
+    uploads.close()
+
+
+async def test_change_during_an_upload_is_carried_by_the_next() -> None:
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    first = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    assert uploads.change(1) is dirty
+    second = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    assert uploads.begun == [1]
+    await uploads.end(1)
+    assert (first.done(), second.done()) == (True, False)
+    assert uploads.begun == [1, 1]
+    await uploads.end(1)
+    await second
+    uploads.close()
+
+
+async def test_those_who_wait_for_one_generation_share_its_upload() -> None:
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    waiting = [await begun(uploads.writeback.stored(dirty, dirty.generation)) for _ in range(5)]
+    await uploads.end(1)
+    await asyncio.gather(*waiting)
+    assert uploads.begun == [1]
+
+
+async def test_failure_is_told_to_those_it_was_about_and_to_nobody_else() -> None:
+    """Three wait for what came during it: the first to wake starts the next upload."""
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    first = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    uploads.change(1)
+    later = [await begun(uploads.writeback.stored(dirty, dirty.generation)) for _ in range(3)]
+    await uploads.end(1, StoreFull("faulty"))
+    with pytest.raises(StoreFull):
+        await first
+    assert not any(task.done() for task in later)
+    assert uploads.begun == [1, 1]
+    await uploads.end(1)
+    await asyncio.gather(*later)
+    assert [type(error) for error in uploads.failures] == [StoreFull]
+    uploads.close()
+
+
+async def test_failed_object_stays_dirty() -> None:
+    uploads = Uploads(retry_seconds=math.inf)
+    dirty = uploads.change(1)
+    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    await uploads.end(1, StoreUnavailable("faulty"))
+    with pytest.raises(StoreUnavailable):
+        await waiting
+    assert dirty.blocks[1].state is State.DIRTY
+    assert (uploads.writeback.blocks, uploads.settled, uploads.stored) == (1, [], 0)
+
+
+async def test_failure_stops_what_nobody_asks_for() -> None:
+    uploads = Uploads(seconds=0.0, retry_seconds=math.inf)
+    uploads.change(1)
+    await turns()
+    await uploads.end(1, StoreUnavailable("faulty"))
+    uploads.change(2)
+    await turns()
+    assert uploads.begun == [1]
+    two = uploads.writeback.objects[2]
+    waiting = await begun(uploads.writeback.stored(two, two.generation))
+    assert uploads.begun == [1, 2]
+    await uploads.end(2)
+    await waiting
+
+
+async def test_cancelled_waiter_leaves_the_upload_alone() -> None:
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await uploads.end(1)
+    assert uploads.writeback.objects == {}
+
+
+async def test_from_half_of_the_limit_on_the_oldest_are_stored_first() -> None:
+    uploads = Uploads(limit=8, at_once=2)
+    for index in (5, 3, 9, 1):
+        uploads.change(index)
+    await turns()
+    assert uploads.begun == []
+    uploads.change(7)
+    await turns()
+    assert uploads.begun == [5, 3]
+    await uploads.end(3)
+    assert uploads.begun == [5, 3]  # below half again
+    await uploads.end(5)
+
+
+async def test_no_room_at_the_limit_of_blocks_or_of_objects() -> None:
+    uploads = Uploads(limit=2, at_once=1)
+    assert uploads.writeback.has_room
+    uploads.change(1)
+    assert uploads.writeback.has_room
+    uploads.change(2)
+    assert not uploads.writeback.has_room
+    await turns()
+    await uploads.end(1)
+    assert uploads.writeback.has_room
+    cleared = uploads.writeback.touch(3, absent=False)  # it has no block
+    assert not uploads.writeback.has_room
+    await turns()
+    await uploads.end(2)
+    last = await begun(uploads.writeback.stored(cleared, cleared.generation))
+    await uploads.end(3)
+    await last
+    uploads.close()
+
+
+async def test_whoever_waits_for_room_has_something_stored() -> None:
+    uploads = Uploads()
+    uploads.change(1)
+    uploads.writeback.press()
+    await turns()
+    assert uploads.begun == [1]
+    await uploads.end(1)
+    uploads.writeback.relax()
+    uploads.change(2)
+    await turns()
+    assert uploads.begun == [1]
+
+
+async def test_closed_gate_cuts_uploads_short_and_starts_none_until_it_opens() -> None:
+    uploads = Uploads(seconds=0.0)
+    dirty = uploads.change(1)
+    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    uploads.gate.close()
+    uploads.writeback.abort()
+    await turns()
+    assert not uploads.running
+    uploads.change(2)
+    uploads.writeback.press()
+    await turns()
+    assert not uploads.running
+    assert not waiting.done()
+    assert uploads.failures == []
+    uploads.gate.open()
+    uploads.writeback.resume()
+    await turns()
+    assert sorted(uploads.running) == [1, 2]
+    await uploads.end(1)
+    await uploads.end(2)
+    await waiting
+    uploads.close()
+
+
+@pytest.mark.parametrize("absent", [False, True])
+async def test_object_lies_on_zeros_while_it_is_absent_or_cleared_and_not_stored(
+    absent: bool,
+) -> None:
+    uploads = Uploads()
+    dirty = uploads.change(1, absent=absent)
+    assert dirty.lies_on_zeros == absent
+    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    uploads.change(1)
+    dirty.cleared = dirty.generation
+    await uploads.end(1)
+    await waiting
+    assert dirty.lies_on_zeros
+    last = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    await uploads.end(1)
+    await last
+    assert not dirty.lies_on_zeros
+
+
+async def test_close_with_something_dirty_is_a_bug() -> None:
+    uploads = Uploads()
+    uploads.change(1)
+    with pytest.raises(AssertionError):
+        uploads.close()
