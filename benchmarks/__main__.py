@@ -12,7 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attach, cached, copying, eviction, hostile, memory, requests, tls
+from benchmarks import (
+    attach,
+    cached,
+    copying,
+    engine,
+    eviction,
+    hostile,
+    memory,
+    requests,
+    tls,
+)
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
 from benchmarks.processes import PACKAGES, run, version
 from benchmarks.results import Missing, Results
@@ -21,6 +31,7 @@ MEASURES = {
     cached.PART: cached.measure,
     tls.PART: tls.measure,
     copying.PART: copying.measure,
+    engine.PART: engine.measure,
     attach.PART: attach.measure,
     memory.PART: memory.measure,
     requests.PART: requests.measure,

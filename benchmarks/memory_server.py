@@ -11,6 +11,7 @@ import uvloop
 
 from swiftnbd.export.export import Export
 from swiftnbd.export.layout import Geometry, setup_metadata
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.server import Server
 from swiftnbd.store.memory import MemoryStore
@@ -22,7 +23,7 @@ async def serve(size: int) -> int:
     """Serve one disk of ``size`` bytes, with a cache that holds twice as much, until SIGTERM."""
     store = MemoryStore("disk")
     await store.create_container(setup_metadata(Geometry(size // OBJECT_BYTES, OBJECT_BYTES)))
-    export = Export("disk", store, cache_bytes=2 * size)
+    export = Export("disk", store, cache=CacheSettings(cache_bytes=4 * size))
     await export.load()
     server = Server({"disk": export}, ServerConfig((TcpAddress(port=0),)))
     return await server.run(lambda places: print(places[0].uri("disk"), flush=True))

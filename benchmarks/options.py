@@ -10,7 +10,17 @@ from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
-PARTS = ("cached", "tls", "copy", "attach", "memory", "requests", "eviction", "hostile")
+PARTS = (
+    "cached",
+    "tls",
+    "copy",
+    "engine",
+    "attach",
+    "memory",
+    "requests",
+    "eviction",
+    "hostile",
+)
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 
 
@@ -28,6 +38,7 @@ class Options:
     tls_bytes: int
     copy_bytes: int
     memory_bytes: int
+    engine_objects: int
     object_sizes: tuple[int, ...]
     request_rounds: int
     request_bytes: int
@@ -74,6 +85,7 @@ def _options(given: argparse.Namespace) -> Options:
         tls_bytes=(16 if quick else 256) * MIB,
         copy_bytes=(16 if quick else given.copy_mib) * MIB,
         memory_bytes=(96 if quick else given.memory_mib) * MIB,
+        engine_objects=200 if quick else 2000,
         object_sizes=tuple(size * KIB for size in given.object_kib),
         request_rounds=given.pairs or (1 if quick else 9),
         request_bytes=(4 if quick else 16) * MIB,

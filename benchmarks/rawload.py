@@ -40,7 +40,9 @@ class RawSwift:
         )
         urllib.request.urlopen(request, timeout=60).close()
 
-    def put_all(self, container: str, image: bytes, object_size: int) -> float:
+    def put_all(
+        self, container: str, image: bytes, object_size: int, in_flight: int | None = None
+    ) -> float:
         """Store the image in objects of one size, named like a disk's; the seconds it took."""
         view = memoryview(image)
 
@@ -49,7 +51,7 @@ class RawSwift:
             async with session.put(self._object(container, number), data=body) as answer:
                 assert answer.status == 201, answer.status
 
-        return self._run(len(image) // object_size, put)
+        return self._run(len(image) // object_size, put, in_flight or IN_FLIGHT)
 
     def get_all(self, container: str, objects: int, object_size: int) -> float:
         """Read every object of a container; the seconds it took."""
@@ -77,13 +79,19 @@ class RawSwift:
         return f"{self.url}/{container}/disk.part/{number:08}"
 
     def _run(
-        self, count: int, work: Callable[[aiohttp.ClientSession, int], Awaitable[None]]
+        self,
+        count: int,
+        work: Callable[[aiohttp.ClientSession, int], Awaitable[None]],
+        in_flight: int = IN_FLIGHT,
     ) -> float:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(self._each(count, work))
+            return runner.run(self._each(count, work, in_flight))
 
     async def _each(
-        self, count: int, work: Callable[[aiohttp.ClientSession, int], Awaitable[None]]
+        self,
+        count: int,
+        work: Callable[[aiohttp.ClientSession, int], Awaitable[None]],
+        in_flight: int,
     ) -> float:
         numbers = itertools.chain(range(count))  # one iterator that all workers draw from
 
@@ -92,12 +100,12 @@ class RawSwift:
                 await work(session, number)
 
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=IN_FLIGHT),
+            connector=aiohttp.TCPConnector(limit=in_flight),
             headers={"X-Auth-Token": self.token, "Accept-Encoding": "identity"},
             auto_decompress=False,
         ) as session:
             begin = time.perf_counter()
             async with asyncio.TaskGroup() as group:
-                for _ in range(IN_FLIGHT):
+                for _ in range(in_flight):
                     group.create_task(worker(session))
             return time.perf_counter() - begin
