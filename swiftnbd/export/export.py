@@ -20,6 +20,7 @@ export takes no lock and is shared by all.
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import ESHUTDOWN
 from typing import NoReturn
@@ -243,10 +244,13 @@ class Export:
             )
         return seen
 
-    def check_lock(self) -> None:
-        """Suspend the device if the lease is over and the timer that says so has not come yet."""
-        if self._keeper is not None:
-            self._keeper.check()
+    @property
+    def check_lock(self) -> Callable[[], None]:
+        """Suspends the device if the lease is over and the timer that says so has not come yet.
+
+        For whoever is attached now.
+        """
+        return _no_lock if self._keeper is None else self._keeper.check
 
     # swiftnbd.export.lease.Suspendable
 
@@ -334,6 +338,10 @@ class Export:
             self._retry.cancel()
             await asyncio.gather(self._retry, return_exceptions=True)
             self._retry = None
+
+
+def _no_lock() -> None:
+    """There is none to check."""
 
 
 def _holder_host(client: Client) -> str:

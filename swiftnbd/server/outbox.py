@@ -58,6 +58,8 @@ class Outbox:
                 else:
                     self._stuck += held - waiting
         self.pieces.clear()
+        if not self._cost:
+            return  # all of it was answered at once
         cost, self._cost = self._cost, 0
         if self.writable:
             self._share.give(cost)

@@ -81,6 +81,7 @@ CONNECTION_BYTES_MAX = (
 )
 
 _HEADER_BYTES = REQUEST.size
+_unpack, _pack, _pack_data = REQUEST.unpack_from, SIMPLE_REPLY.pack, DATA_CHUNK.pack
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
 _STRUCTURED, _DONE, _DATA = STRUCTURED_REPLY_MAGIC, int(ReplyFlag.DONE), int(ChunkType.OFFSET_DATA)
@@ -129,6 +130,10 @@ class Transmission(asyncio.BufferedProtocol):
         self._at_work = AtWork(
             device, self._replies, self._outbox, self._share, counters, peer, self._worked
         )
+        self._read_now, self._write_now = device.read_now, device.write_now
+        self._size = shape.size
+        self._fast_read_max = FAST_READ_BYTES_MAX
+        self._takes_fast_writes = not shape.read_only
         self._reading = True
         self._ending = False
         self._shutting_down = False
@@ -175,6 +180,7 @@ class Transmission(asyncio.BufferedProtocol):
     def shut_down(self) -> None:
         """The server ends: finish what is at work, refuse what comes till then, and close."""
         self._shutting_down = True
+        self._fast_read_max, self._takes_fast_writes = 0, False
         self._share.close()
         self._go_on()
         self._close_if_done()
@@ -300,46 +306,45 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _parse_requests(self) -> bool:
         """Returns whether it stalled: there may be requests left that must wait."""
-        unpack, pack, pack_data = REQUEST.unpack_from, SIMPLE_REPLY.pack, DATA_CHUNK.pack
-        read_now, write_now = self._device.read_now, self._device.write_now
-        outbox, out = self._outbox, self._outbox.pieces
-        buffer, view, at_work = self._buffer, self._view, self._at_work
-        unbegun = at_work.unbegun
-        size, structured = self._shape.size, self._shape.structured
-        fast_read_max = 0 if self._shutting_down else FAST_READ_BYTES_MAX
-        fast_writes = not (self._shutting_down or self._shape.read_only)
+        # Whatever costs time for each wake-up or request was found by measuring.
+        buffer, outbox, size = self._buffer, self._outbox, self._size
+        read_now, out = self._read_now, outbox.pieces
+        unbegun = self._at_work.unbegun
         left, batch = REQUESTS_PER_TURN_MAX, 0
-        while self._has_header():
+        while (
+            self._end - self._start >= _HEADER_BYTES
+            and not (self._to_skip or self._incoming or self._ending)
+        ) or self._has_header():  # the usual case without a call
             if not outbox.writable:
                 return True
             if not left:
                 self._loop.call_soon(self._go_on)
                 return True
             left -= 1
-            magic, flags, command, cookie, offset, length = unpack(buffer, self._start)
+            magic, flags, command, cookie, offset, length = _unpack(buffer, self._start)
             if magic != REQUEST_MAGIC:
                 raise ProtocolError(f"request magic {magic:#010x} is wrong")
             if (
                 command == _READ
                 and not flags
-                and 0 < length <= fast_read_max
+                and 0 < length <= self._fast_read_max
                 and offset + length <= size
-                and not (unbegun and at_work.would_overtake(offset, length))
+                and not (unbegun and self._at_work.would_overtake(offset, length))
                 and (pieces := read_now(offset, length)) is not None
             ):
                 self._start += _HEADER_BYTES
-                if structured:
+                if self._shape.structured:
                     for piece in pieces:
-                        if is_hole(piece):
+                        if type(piece) is memoryview and is_hole(piece):  # mostly not a view
                             request = Request(command, flags, cookie, offset, length)
                             out.extend(self._replies.content(request, pieces))
                             break
                     else:
                         payload = OFFSET_BYTES + length
-                        out.append(pack_data(_STRUCTURED, _DONE, _DATA, cookie, payload, offset))
+                        out.append(_pack_data(_STRUCTURED, _DONE, _DATA, cookie, payload, offset))
                         out.extend(pieces)
                 else:
-                    out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                    out.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                     out.extend(pieces)
                 self._counters.client_out += length
                 batch += length
@@ -351,12 +356,12 @@ class Transmission(asyncio.BufferedProtocol):
                 and not flags
                 and 0 < length <= self._end - (payload := self._start + _HEADER_BYTES)
                 and offset + length <= size
-                and fast_writes
-                and not (unbegun and at_work.would_overtake(offset, length))
-                and write_now(offset, view[payload : payload + length])
+                and self._takes_fast_writes
+                and not (unbegun and self._at_work.would_overtake(offset, length))
+                and self._write_now(offset, self._view[payload : payload + length])
             ):
                 self._start = payload + length
-                out.append(pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                out.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                 self._counters.client_in += length
             elif not self._begin(Request(command, flags, cookie, offset, length)):
                 return True
