@@ -15,7 +15,9 @@ def test_descriptors_follow_standard_error() -> None:
     assert environment == {"HOME": "/"}
 
 
-@pytest.mark.parametrize("pid", ["1", "", "x", OURS + "0", f" {OURS}"])
+@pytest.mark.parametrize(
+    "pid", ["1", "", "x", OURS + "0", f" {OURS}"], ids=["init", "none", "word", "longer", "blank"]
+)
 def test_what_is_meant_for_another_process_is_ignored_and_forgotten(pid: str) -> None:
     environment = {"LISTEN_PID": pid, "LISTEN_FDS": "2"}
     assert take_handed_over(environment) == ()
