@@ -229,6 +229,7 @@ async def load_exports(
                 tls_only=config.tls_only,
                 pace=plan.server.pace,
                 takeover=plan.server.takeover,
+                outage_seconds=plan.server.outage_seconds,
             )
             try:
                 await export.load()

@@ -56,16 +56,18 @@ class BlockCache:
         Whoever held some and waited for others could wait for somebody who does the same.
         """
         assert len(indexes) <= self.capacity
-        pinned: list[Block] = []
-        for index in indexes:
-            block = self.blocks.get(index) or self.admit(index)
-            if block is None:
-                for each in pinned:
-                    self.unpin(each)
-                return None
+        here = [block for index in indexes if (block := self.blocks.get(index)) is not None]
+        needed = len(indexes) - len(here) - (self.capacity - len(self.blocks))
+        if needed > len(self._eviction) - sum(map(self.is_idle, here)):
+            return None
+        for block in here:
             self.pin(block)
-            pinned.append(block)
-        return pinned
+        for index in indexes:
+            if index not in self.blocks:
+                block = self.admit(index)
+                assert block is not None  # there is as much room as was counted
+                self.pin(block)
+        return [self.blocks[index] for index in indexes]
 
     def pin(self, block: Block) -> None:
         """One more who relies on a block of the cache staying in it."""

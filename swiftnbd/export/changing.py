@@ -238,6 +238,7 @@ class Writer:
             assert all(block.known is None for block in blocks)
             if body is None:
                 await self._disk.objects.delete(dirty.index)
+                dirty.deleted = True
             else:
                 await self._disk.objects.put(dirty.index, body)
 

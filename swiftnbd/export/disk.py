@@ -33,7 +33,7 @@ from swiftnbd.export.writeback import DirtyObject, WriteBack
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Buffer, Store
 
-FLUSH_SECONDS_MAX = 60.0  # as long as one store operation may take: a flush runs them in parallel
+FLUSH_SECONDS_MAX = 60.0  # without anything being stored: as long as one store operation may take
 READ_AHEAD_BYTES_MIN = 128 * 1024  # the first window: what the kernel's own read-ahead asks for
 READ_AHEAD_STREAMS = 8  # nbdcopy reads in four places, and a file system has readers of its own
 
@@ -62,6 +62,7 @@ class ObjectDevice(Device):
         self.counters = counters if counters is not None else Counters()
         self._label = store.label
         self._flush_seconds = flush_seconds
+        self._flushes: set[asyncio.Timeout] = set()
         objects = DiskObjects(
             store,
             geometry,
@@ -83,7 +84,7 @@ class ObjectDevice(Device):
             retry_seconds=settings.retry_seconds,
             at_once=settings.requests,
             settle=disk.cache.settle,
-            on_stored=disk.serve_soon,
+            on_stored=self._went_on,
             on_failed=disk.no_room,
         )
         # for the two methods that the receive loop calls for each request: they are kept short
@@ -214,16 +215,30 @@ class ObjectDevice(Device):
         if not changes and self._gate.is_open:
             return
         try:
-            async with asyncio.timeout(self._flush_seconds):
+            async with asyncio.timeout(self._flush_seconds) as patience:
+                self._flushes.add(patience)
                 await self._gate.passing()
                 await for_each(changes, self._stored, go_on=True)
                 await self._gate.passing()
         except TimeoutError:
             raise ExportError(
                 EIO,
-                f"{self._label}: {self.dirty_bytes} bytes could not be stored "
-                f"within {self._flush_seconds:.0f} s",
+                f"{self._label}: {self.dirty_bytes} bytes are not stored, "
+                f"and nothing was for {self._flush_seconds:.0f} s",
             ) from None
+        finally:
+            self._flushes.discard(patience)
+
+    def _went_on(self) -> None:
+        """Something was stored: there may be room, and whoever flushes has reason to wait on.
+
+        A flush of much takes long; it fails only when nothing moves any more.
+        """
+        self._disk.serve_soon()
+        until = asyncio.get_running_loop().time() + self._flush_seconds
+        for patience in self._flushes:
+            if not patience.expired():
+                patience.reschedule(until)
 
     async def _stored(self, change: tuple[DirtyObject, int]) -> None:
         await self._disk.writeback.stored(*change)

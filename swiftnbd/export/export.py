@@ -33,7 +33,7 @@ from swiftnbd.errors import (
     SwiftnbdError,
 )
 from swiftnbd.export.device import Device
-from swiftnbd.export.disk import ObjectDevice
+from swiftnbd.export.disk import FLUSH_SECONDS_MAX, ObjectDevice
 from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import NOBODY, Lock, Sighting
@@ -44,6 +44,7 @@ from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
 
+TURN_SECONDS = 5.0  # a store says why it gives up; many may wait behind it
 KEPT_RETRY_SECONDS = 5.0  # between tries to let go of a container whose store failed
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Export:
     read_only: bool = False
     cache: CacheSettings = field(default_factory=CacheSettings)
     pace: Pace = field(default_factory=Pace)
+    outage_seconds: float = FLUSH_SECONDS_MAX  # how long a request may wait for the store
     takeover: bool = False  # from a holder that gives no sign of life
     multi_conn: bool = True  # else one connection is the whole client
     tls_only: bool = False  # only clients whose connection is encrypted may know of it
@@ -173,7 +175,11 @@ class Export:
             self.cache,
             counters=self.counters,
             exclusive=not self.read_only,
+            flush_seconds=self.outage_seconds,
+            request_seconds=self.outage_seconds + TURN_SECONDS,
         )
+        if self._keeper is not None and self._keeper.is_suspended:
+            self.device.suspend()  # the lease was over before there was a device to tell
         await self._recall()
 
     async def _recall(self) -> None:

@@ -128,8 +128,9 @@ class DiskObjects:
         return await self._store.get(name, start=start, length=end - start, newest=newest)
 
     def _fits(self, index: int, blob: Blob | None) -> bool:
-        if blob is None:
-            return not self._etags.knows(index)
+        if blob is None:  # one that we know to exist cannot have gone
+            known = self.presence.get(index) is State.PRESENT
+            return not known and not self._etags.knows(index)
         return self._etags.fits(index, blob.etag)
 
     @asynccontextmanager

@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 
 class _Waiter(NamedTuple):
-    turn: asyncio.Future[None]
+    turn: asyncio.Future[bool]
     key: int | None
 
 
 class Slots:
-    """``total`` slots, of which the last ``reserved`` are for urgent requests only.
+    """``total`` slots. Each kind has ``reserved`` of them that the other cannot take from it.
+
+    The urgent ones find theirs free; the others get theirs as soon as they want them.
 
     Each kind is served in the order in which it came, the urgent ones first.
     """
@@ -24,17 +26,18 @@ class Slots:
         self.total = total
         self.free = total
         self._reserved = reserved
+        self._other = 0  # that are not urgent, at work
         self._urgent: deque[_Waiter] = deque()
         self._others: deque[_Waiter] = deque()
 
     @asynccontextmanager
     async def one(self, *, urgent: bool, key: int | None = None) -> AsyncIterator[None]:
         """Hold a slot; wait for it first. ``key`` is for `hurry`."""
-        await self._take(urgent, key)
+        urgent = await self._take(urgent, key)
         try:
             yield
         finally:
-            self._give()
+            self._give(urgent)
 
     def hurry(self, key: int) -> None:
         """Those of this key who wait are urgent now."""
@@ -43,31 +46,41 @@ class Slots:
             self._others = deque(waiter for waiter in self._others if waiter.key != key)
             self._serve()
 
-    async def _take(self, urgent: bool, key: int | None) -> None:
+    async def _take(self, urgent: bool, key: int | None) -> bool:
+        """Whether it was had as an urgent one."""
         queue = self._urgent if urgent else self._others
         if not queue and self._may_go(urgent):
-            self.free -= 1
-            return
-        turn = asyncio.get_running_loop().create_future()
+            self._grant(urgent)
+            return urgent
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         queue.append(_Waiter(turn, key))
         try:
-            await turn  # whoever wakes us has taken the slot for us
+            got: bool = await turn  # whoever wakes us has taken the slot for us
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._give()
+                self._give(turn.result())
             raise
+        return got
 
     def _may_go(self, urgent: bool) -> bool:
-        return self.free > (0 if urgent else self._reserved)
+        if not urgent:
+            return self.free > (0 if self._other < self._reserved else self._reserved)
+        owed = max(0, self._reserved - self._other) if self._others else 0
+        return self.free > owed
 
-    def _give(self) -> None:
+    def _grant(self, urgent: bool) -> None:
+        self.free -= 1
+        self._other += not urgent
+
+    def _give(self, urgent: bool) -> None:
         self.free += 1
+        self._other -= not urgent
         self._serve()
 
     def _serve(self) -> None:
         for queue, urgent in ((self._urgent, True), (self._others, False)):
-            while queue and self._may_go(urgent):
+            while queue and (queue[0].turn.done() or self._may_go(urgent)):
                 turn = queue.popleft().turn
                 if not turn.done():
-                    self.free -= 1
-                    turn.set_result(None)
+                    self._grant(urgent)
+                    turn.set_result(urgent)

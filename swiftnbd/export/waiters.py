@@ -47,10 +47,14 @@ class Waiters:
         while self._queue:
             waiter = self._queue[0]
             if not waiter.result.done():
-                result = waiter.attempt()
-                if result is None:
-                    return
-                waiter.result.set_result(result)
+                try:
+                    result = waiter.attempt()
+                except Exception as error:  # a bug; those behind it need not suffer
+                    waiter.result.set_exception(error)
+                else:
+                    if result is None:
+                        return
+                    waiter.result.set_result(result)
             self._queue.popleft()
 
     def fail(self, error: Exception) -> None:

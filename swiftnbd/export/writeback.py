@@ -20,14 +20,18 @@ store in trouble is left alone.
 """
 
 import asyncio
-import math
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from errno import EIO
+from math import inf
 
-from swiftnbd.errors import SwiftnbdError
+from swiftnbd.errors import ExportError, SwiftnbdError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -37,6 +41,8 @@ class DirtyObject:
     ``blocks`` are those with changes, by index. ``cleared`` is the generation at which all of
     it became zeros, or was known to be: until that is stored, what is not in a block is zero,
     whatever the store has. ``keep_zeros``: store it even if it is all zeros.
+    ``deleted``: the upload that ends has left nothing in the store. ``not_before``: a time of the
+    loop, after a failure; until then it is stored only if somebody asks.
     """
 
     index: int
@@ -48,6 +54,8 @@ class DirtyObject:
     stored: int = 0
     cleared: int = 0
     keep_zeros: bool = False
+    deleted: bool = False
+    not_before: float = 0.0
     upload: asyncio.Task[None] | None = None
 
     @property
@@ -108,6 +116,7 @@ class WriteBack:
         self._on_failed = on_failed
         self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
         self._uploading = 0
+        self._failures = 0  # in a row
         self._not_before = 0.0  # time of the loop: none starts by itself until then
         self._timer: asyncio.TimerHandle | None = None
         self._pressed = False
@@ -169,8 +178,13 @@ class WriteBack:
         if not self._gate.is_open:
             return
         now = asyncio.get_running_loop().time()
-        while self._waiting and self._uploading < self._at_once:
-            oldest = next(iter(self._waiting.values()))
+        while self._uploading < self._at_once:
+            ready = (each for each in self._waiting.values() if each.not_before <= now)
+            if (oldest := next(ready, None)) is None:
+                self._wake_at(
+                    min((each.not_before for each in self._waiting.values()), default=inf)
+                )
+                return
             due = oldest.since + self._seconds
             if self._pressed or not self.has_room or self.blocks > self._background:
                 due = now
@@ -181,7 +195,7 @@ class WriteBack:
             self._start(oldest)
 
     def _wake_at(self, when: float) -> None:
-        if when == math.inf:
+        if when == inf:
             return
         if self._timer is not None:
             if self._timer.when() <= when:
@@ -203,14 +217,17 @@ class WriteBack:
 
     def _ended(self, dirty: DirtyObject, task: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
-        error = None if task.cancelled() else task.exception()
+        error = None if task.cancelled() else _failure(task)
         done = not task.cancelled() and error is None
         dirty.upload = None
         self._uploading -= 1
         if done:
             dirty.stored = dirty.attempted
+            if dirty.deleted:  # what changed meanwhile lies on zeros, too
+                dirty.cleared = max(dirty.cleared, dirty.stored + 1)
         else:
             dirty.failed = dirty.attempted
+        dirty.deleted = False
         self._end_blocks(dirty, done=done)
         if dirty.stored == dirty.generation:
             del self.objects[dirty.index]
@@ -218,11 +235,22 @@ class WriteBack:
             dirty.since = loop.time()
             self._waiting[dirty.index] = dirty
         if done:
+            self._failures = 0
             self._on_stored()
-        elif isinstance(error, SwiftnbdError):
-            self._not_before = loop.time() + self._retry_seconds
-            self._on_failed(error)
+        elif error is not None:
+            self._put_off(dirty, error)
         self._pump()
+
+    def _put_off(self, dirty: DirtyObject, error: SwiftnbdError) -> None:
+        """One object failed: it waits. If that is all there is, or many do, all wait."""
+        dirty.not_before = asyncio.get_running_loop().time() + self._retry_seconds
+        self._failures += 1
+        others = self._uploading or any(
+            not each.not_before for each in self._waiting.values() if each is not dirty
+        )
+        if not others or self._failures >= self._at_once:
+            self._not_before = dirty.not_before
+            self._on_failed(error)
 
     def _end_blocks(self, dirty: DirtyObject, *, done: bool) -> None:
         for block in list(dirty.blocks.values()):
@@ -253,3 +281,12 @@ class WriteBack:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _failure(task: asyncio.Task[None]) -> SwiftnbdError | None:
+    """Why a task that was not cancelled failed. What is no error of ours is a bug: it is logged."""
+    error = task.exception()
+    if error is None or isinstance(error, SwiftnbdError):
+        return error
+    log.error("an upload failed", exc_info=error)
+    return ExportError(EIO, f"an upload failed: {error!r}")

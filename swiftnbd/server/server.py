@@ -11,6 +11,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 
 from swiftnbd.errors import ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
@@ -33,7 +34,8 @@ from swiftnbd.server.tls_transport import TLS_BYTES_MAX
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX, Transmission
 
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
-SHUTDOWN_SECONDS_MAX = 90.0  # a store operation may take 60, and unlocking comes after it
+# Without progress in writing back: a store operation may take 60, and unlocking comes after it
+SHUTDOWN_SECONDS_MAX = 90.0
 LEAVING_SECONDS_MAX = 5.0  # for what a left connection asked for, while its successor waits
 LOST_RANGES_SHOWN_MAX = 10  # in one log line
 
@@ -110,9 +112,14 @@ class Server:
         loop = asyncio.get_running_loop()
         orderly = loop.create_task(self._shut_down())
         forced = loop.create_task(self._forced.wait())
-        done, _ = await asyncio.wait(
-            {orderly, forced}, timeout=SHUTDOWN_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED
-        )
+        unstored = inf
+        while self._unstored() < unstored:  # slow is no reason to lose bytes: it must stand still
+            unstored = self._unstored()
+            done, _ = await asyncio.wait(
+                {orderly, forced}, timeout=SHUTDOWN_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                break
         forced.cancel()
         if orderly not in done:
             log.error("shutdown was cut short")
@@ -127,6 +134,11 @@ class Server:
             await export.abandon()
         log.info("exiting")
         return all(whole)
+
+    def _unstored(self) -> int:
+        """Bytes that are not written back."""
+        devices = (export.device for export in self._exports.values())
+        return sum(device.dirty_bytes for device in devices if device is not None)
 
     async def _shut_down(self) -> None:
         self._listeners.close()

@@ -53,8 +53,8 @@ def test_zeros_of_an_image_are_not_stored(serve: Serve, tmp_path: Path) -> None:
         file.write(b"y" * disk.object_size)
     run("nbdcopy", "--flush", image, disk.uri)
     assert disk.image_at_rest() == image.read_bytes()
-    stored = disk.backend.objects(disk.container)
-    assert sorted(stored) == ["disk.part/00000005", "disk.part/00000040"]
+    parts = [name for name in disk.backend.objects(disk.container) if name.startswith("disk.")]
+    assert sorted(parts) == ["disk.part/00000005", "disk.part/00000040"]
 
 
 def test_image_overwritten_by_another_is_the_other(serve: Serve, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export import changing, disk, export, objects, parallel
+from swiftnbd.export import changing, disk, export, parallel
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.changing import Change, Writer
@@ -286,11 +286,6 @@ def clear_during_an_upload_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant
-def clear_lasts_beyond_its_upload(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DirtyObject, "lies_on_zeros", property(lambda self: self.cleared > 0))
-
-
-@mutant
 def keep_zeros_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     clear_now = Writer._clear_now
     patch.setattr(Writer, "_clear_now", lambda self, index, keep: clear_now(self, index, False))
@@ -313,15 +308,6 @@ def extents_forget_what_was_written_over_a_hole(patch: pytest.MonkeyPatch) -> No
 
 
 # What is known of the store
-
-
-@mutant
-def absence_is_learnt_from_a_get_that_a_put_overtook(patch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def looking(self: DiskObjects, index: int) -> Iterator[objects._Look]:
-        yield objects._Look(index not in self._changing)
-
-    patch.setattr(DiskObjects, "_looking", looking)
 
 
 @mutant

@@ -199,9 +199,11 @@ def _take_reply(
         require(error == 0 or error in ERRORS, f"error {error}")
         under_way[cookie].error = error
         under_way[cookie].simple = True
-        asked = by_cookie[cookie][0]
-        if asked.command == READ and not error:
-            require(not structured, "a simple reply to a READ")
+        group = by_cookie[cookie]  # replies may come in any order
+        if structured:
+            others = any(asked.command != READ for asked in group)
+            require(error or others, "a simple reply to a READ")
+        elif (asked := group[0]).command == READ and not error:
             answers.take(asked.length)
             under_way[cookie].parts.append((asked.offset, asked.length))
         return cookie, True

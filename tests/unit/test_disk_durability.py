@@ -243,7 +243,9 @@ async def test_flush_gives_up_at_its_deadline_and_the_next_one_succeeds() -> Non
     async with a_disk(flush_seconds=0.01) as disk:
         await disk.device.write(0, A)
         gate = disk.script.hold("put")
-        with pytest.raises(ExportError, match="512 bytes could not be stored within") as caught:
+        with pytest.raises(
+            ExportError, match="512 bytes are not stored, and nothing was for"
+        ) as caught:
             await disk.device.flush()
         assert caught.value.errno == EIO
         gate.open()
@@ -332,7 +334,7 @@ async def test_fast_path_does_not_overtake_writes_that_wait_for_room() -> None:
 
 
 async def test_writes_that_wait_for_room_get_the_error_of_a_store_that_fails() -> None:
-    async with a_disk() as disk:
+    async with a_disk(settings=caching(4, retry_seconds=60.0)) as disk:
         gate = Gate()
         fault = Fault(before=gate, error=StoreFull("faulty: full"))
         disk.script.on("put", fault, times=2)
@@ -350,7 +352,7 @@ async def test_writes_that_wait_for_room_get_the_error_of_a_store_that_fails() -
 
 
 async def test_room_that_was_waited_for_in_vain_is_not_made_for_ever() -> None:
-    async with a_disk(settings=caching(16, retry_seconds=0.0)) as disk:
+    async with a_disk(9, settings=caching(16, retry_seconds=60.0)) as disk:
         disk.script.on("put", failing(), times=8)
         with pytest.raises(StoreUnavailable):
             await disk.device.write(0, A * 8 + A)
@@ -510,3 +512,62 @@ async def test_failed_device_never_answers_again_and_says_what_is_lost() -> None
         await turns()
         assert disk.device.dirty_ranges() == [(0, 2 * SIZE)]
         assert disk.image() == bytes(8 * SIZE)
+
+
+async def test_flush_of_much_on_a_slow_store_goes_on_as_long_as_something_is_stored() -> None:
+    async with a_disk(settings=caching(32), flush_seconds=0.2) as disk:
+        gates = [Gate() for _ in range(6)]
+        for gate in gates:
+            disk.script.on("put", Fault(before=gate))
+        await disk.device.write(0, A * 6)
+        flushing = await begun(disk.device.flush())
+        for gate in gates:  # 0.6 s, three times as long as it may take without any progress
+            await asyncio.sleep(0.1)
+            gate.open()
+        await flushing
+        assert disk.image()[: 6 * SIZE] == A * 6
+
+
+async def test_object_that_cannot_be_stored_stalls_no_other() -> None:
+    async with a_disk(64, settings=caching(4, retry_seconds=60.0)) as disk:
+        plan = disk.script
+        poison = failing()
+        disk.store.plan = lambda call: poison if call.name == name(0) else plan(call)
+        await disk.device.write(0, A)
+        for index in range(1, 64):
+            await asyncio.wait_for(disk.device.write(index * SIZE, B), 5)
+        disk.store.plan = plan
+        await disk.device.flush()
+        assert disk.image() == A + B * 63
+
+
+@pytest.mark.expects_log("an upload failed")
+async def test_bug_in_an_upload_fails_it_once_and_does_not_repeat_it_for_ever() -> None:
+    async with a_disk(settings=caching(4, retry_seconds=60.0)) as disk:
+        disk.script.on("put", Fault(error=ZeroDivisionError("a bug")))  # type: ignore[arg-type]
+        with pytest.raises(ZeroDivisionError):
+            await disk.device.write(0, A, fua=True)
+        await turns()
+        assert disk.store.count("put") == 1
+        await disk.device.flush()
+        assert disk.has(0) == A
+
+
+async def test_reader_that_waits_for_room_does_not_try_again_before_there_may_be_some() -> None:
+    async with a_disk(settings=caching(4, dirty_bytes=3 * SIZE)) as disk:
+        gate = disk.script.hold("put")
+        await disk.device.write(0, A * 3)
+        reading = [await begun(disk.read(index * SIZE, SIZE)) for index in (4, 5)]
+        served = 0
+        serve = disk.device._disk._serve
+
+        def counting() -> None:
+            nonlocal served
+            served += 1
+            serve()
+
+        disk.device._disk._serve = counting  # type: ignore[method-assign]
+        await turns(200)
+        assert served < 5
+        gate.open()
+        assert [await each for each in reading] == [bytes(SIZE)] * 2

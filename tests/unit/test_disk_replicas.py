@@ -6,7 +6,7 @@ from errno import EIO
 import pytest
 
 from swiftnbd.errors import ExportError, StoreError
-from tests.support.disks import SIZE, Disk, a_disk, caching, name
+from tests.support.disks import SIZE, Disk, a_disk, begun, caching, name
 from tests.support.faulty import Fault, failing
 
 A, B = b"a" * SIZE, b"b" * SIZE
@@ -79,3 +79,19 @@ async def test_lost_reply_of_a_delete_leaves_its_object_unknown() -> None:
         assert await disk.read(0, SIZE) == bytes(SIZE)
         await disk.device.flush()
         assert disk.has(0) is None
+
+
+async def test_what_was_written_while_its_object_was_deleted_lies_on_zeros() -> None:
+    """A replica that missed the DELETE cannot bring the bytes around it back."""
+    async with a_disk() as disk:
+        disk.put(0, b"O" * SIZE)
+        gate = disk.script.hold("delete")
+        zeroing = await begun(disk.device.zero(0, SIZE, fua=True))
+        await disk.device.write(10, b"new")
+        gate.open()
+        await zeroing
+        disk.put(0, b"O" * SIZE)  # it missed it
+        expected = bytes(10) + b"new" + bytes(SIZE - 13)
+        assert await disk.read(0, SIZE) == expected
+        await disk.device.flush()
+        assert disk.has(0) == expected

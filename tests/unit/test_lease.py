@@ -8,10 +8,12 @@ from errno import ESHUTDOWN
 import pytest
 
 from swiftnbd.errors import ConfigError, ExportError, LockLost, StoreError
+from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import Lock
 from swiftnbd.export.pace import Pace, Timing, quiet_seconds
+from swiftnbd.export.settings import CacheSettings
 from swiftnbd.store.memory import MemoryStore
 from tests.support.disks import SIZE, Disk, a_disk, begin, turns
 from tests.support.faulty import Fault, Faulty, Gate, Script, failing
@@ -230,3 +232,23 @@ async def test_failed_device_refuses_everything_and_says_what_is_lost() -> None:
     assert disk.device.read_now(0, 5) is None
     assert disk.device.dirty_ranges() == [(SIZE, 2 * SIZE)]
     gate.open()
+
+
+async def test_lease_that_ends_before_there_is_a_device_suspends_it_from_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(keeper: Keeper) -> None:
+        keeper.is_suspended = True  # the store was away between the claim and the mark
+
+    monkeypatch.setattr(Keeper, "start", start)
+    memory = MemoryStore("disk")
+    await memory.create_container(setup_metadata(Geometry(8, SIZE)))
+    export = Export("disk", memory, cache=CacheSettings(cache_bytes=8 * SIZE))
+    device = await export.attach(Client("peer", "client.example", 1))
+    assert not device.write_now(0, b"x")
+    reading = begin(device.read(0, 5))
+    await turns(50)
+    assert not reading.done()
+    export.resume()
+    assert b"".join(await reading) == bytes(5)
+    await export.detach()

@@ -240,3 +240,12 @@ async def test_listing_names_the_objects_of_the_range_only() -> None:
     assert pages == [[2, 3, 4, 5]]
     assert [page async for page in objects.disk.listed(0, 8)] == [list(range(8))]
     assert objects.state(2) is State.UNKNOWN  # a hint, no proof
+
+
+async def test_object_known_to_exist_that_is_not_found_is_an_error_and_no_zeros() -> None:
+    objects = await made()
+    objects.disk.presence.set(3, State.PRESENT)  # as the last holder remembered
+    with pytest.raises(ExportError, match=r"disk\.part/00000003 is not the one") as caught:
+        await objects.get(3)
+    assert caught.value.errno == EIO
+    assert objects.state(3) is State.PRESENT

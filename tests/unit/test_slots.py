@@ -171,3 +171,19 @@ async def _play(slots: Slots, others: int, events: list[tuple[str, int]]) -> Non
         each._done.set()
     await asyncio.gather(*(each.task for each in made), return_exceptions=True)
     assert slots.free == slots.total
+
+
+async def test_those_nobody_waits_for_get_their_share_of_a_flood_of_urgent_ones() -> None:
+    slots = Slots(4, 2)
+    flood = await holders(slots, "uuuuuuuu")
+    other, another, third = await holders(slots, "ooo")
+    assert [each.holds for each in flood] == [True] * 4 + [False] * 4
+    await flood[0].let_go()
+    await flood[1].let_go()
+    assert (other.holds, another.holds, third.holds) == (True, True, False)
+    await flood[2].let_go()
+    assert flood[4].holds
+    assert not third.holds
+    for each in (*flood, other, another, third):
+        await each.let_go()
+    assert slots.free == 4
