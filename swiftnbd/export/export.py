@@ -212,7 +212,8 @@ class Export:
         except Locked as locked:
             over = await self._find_gone(locked)
             await self._lock_for(client, over)
-            log.warning("%s: taken over from %s", self.name, describe_holder(over.holder))
+            if over.holder:  # else it let go while we looked
+                log.warning("%s: taken over from %s", self.name, describe_holder(over.holder))
         assert self._lock is not None
         log.info("%s: locked by %s", self.name, self._lock.mark)
         self._keeper = Keeper(self._lock, self)
