@@ -80,7 +80,7 @@ class Patience:
 
     def _reason(self, progress: Progress, watched: _Watched, now: float) -> str:
         moved, held = progress
-        if moved != watched.moved:
+        if moved > watched.moved:
             watched.moved, watched.stalled_since = moved, now
         elif now - watched.stalled_since >= STALLED_SECONDS_MAX:
             return f"it has not moved for {STALLED_SECONDS_MAX:.0f} s"

@@ -10,6 +10,11 @@ Bytes are decrypted only when the protocol above wants some, and the connection 
 when nothing is left to decrypt. What is written is encrypted at once, so the write buffer, its
 limits and its back-pressure are those of the transport below.
 
+TLS has messages of its own (new keys, RFC 8446, section 4.6.3), which cost us time and mostly an
+answer, and no byte of which the protocol above ever sees. So records are counted, and beyond a
+few in a turn of the event loop the others go first; what TLS answers is not piled up for a
+client that does not read; and one that sends nothing else is cut off.
+
 ::
 
     HANDSHAKE --> OPEN --close()--> CLOSED (close_notify was sent, the transport below closes)
@@ -20,11 +25,13 @@ import asyncio
 import enum
 import logging
 import ssl
+import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
 from swiftnbd.errors import ProtocolError
+from swiftnbd.server.peers import peer_of
 from swiftnbd.server.sockets import close
 
 RECEIVE_BYTES = 128 * 1024  # encrypted, taken in one go; more waits in the kernel
@@ -32,7 +39,15 @@ ENCRYPT_BYTES = 64 * 1024  # in one go: OpenSSL's buffer is costly to grow, this
 # What a connection takes for TLS at most: what was received, the same on its way to be decrypted,
 # and the buffers of OpenSSL.
 TLS_BYTES_MAX = 2 * RECEIVE_BYTES + 2 * ENCRYPT_BYTES + 128 * 1024
+RECORDS_PER_TURN_MAX = 256  # 5 ms of new keys, then the other connections have a turn
+# Received without one byte for the protocol above: four of the largest records. A client changes
+# its keys after gigabytes; this is room for 2400 changes in a row.
+BARREN_BYTES_MAX = 64 * 1024
+# What TLS answers while the client does not read: 600 times new keys. It must be some, or a client
+# that reads our replies only after its own long payload would be waited for in vain.
+ANSWERS_UNSENT_MAX = 16 * 1024
 
+_HEADER = struct.Struct(">3xH")  # of a record: type, version, length
 _Bytes = bytes | bytearray | memoryview
 
 log = logging.getLogger(__name__)
@@ -60,7 +75,14 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._ssl = context.wrap_bio(self._encrypted_in, self._encrypted_out, server_side=True)
         # what typeshed says of it goes for its other form
         self._read = cast(Callable[[int, memoryview], int], self._ssl.read)
+        self._client = peer_of(transport).client
         self._received = memoryview(bytearray(RECEIVE_BYTES))
+        self._start = self._end = 0  # of what OpenSSL has not been given
+        self._record_left = 0  # bytes of a record of which it has the beginning
+        self._records_left = RECORDS_PER_TURN_MAX
+        self._barren = 0
+        self._answers_unsent = 0
+        self._writable = True  # the transport below
         self._shaken: asyncio.Future[None] = self._loop.create_future()
         self._state = _State.HANDSHAKE
         self._wanted = False  # the protocol above reads
@@ -111,7 +133,10 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         self._wanted = True
-        if not self._turn_scheduled:  # later: the caller need not expect bytes in this call
+        self._schedule_turn()  # later: the caller need not expect bytes in this call
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._take_turn)
 
@@ -128,7 +153,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 data = data[self._ssl.write(data[:ENCRYPT_BYTES]) :]
                 encrypted.append(self._encrypted_out.read())
         except ssl.SSLError as error:
-            self._fail(error)
+            self._fail(_reason(error))
         else:
             self._below.writelines(encrypted)
 
@@ -160,14 +185,20 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol, for the transport below
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._received
+        rest = bytes(self._received[self._start : self._end])  # less than a header
+        self._received[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
+        return self._received[self._end :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._encrypted_in.write(self._received[:nbytes])
-        if self._state is _State.HANDSHAKE:
-            self._shake()
-        else:
-            self._decrypt()
+        self._end += nbytes
+        if self._end < RECEIVE_BYTES:  # or uvloop may have more for us in this same turn
+            self._records_left = RECORDS_PER_TURN_MAX
+        self._work()
+        if not (self._may_feed or self.is_closing()):
+            self._below.pause_reading()
+            if self._records_left <= 0:
+                self._schedule_turn()
 
     def eof_received(self) -> bool:
         self._end_received = True
@@ -180,16 +211,50 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _State.CLOSED
         self._received = memoryview(b"")  # what refers to us may be collected later
+        self._start = self._end = 0
         self._end_handshake(ProtocolError("the connection was lost during the TLS handshake"))
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
+        self._writable = False
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
+        self._writable = True
+        self._answers_unsent = 0
         self._protocol.resume_writing()
+        self._schedule_turn()
 
     # The work
+
+    @property
+    def _may_feed(self) -> bool:
+        """Whether OpenSSL may be given more now: in this turn, and before the client reads."""
+        return self._records_left > 0 and self._answers_unsent <= ANSWERS_UNSENT_MAX
+
+    def _feed(self, records_max: int) -> bool:
+        """Give OpenSSL at most so many records, the last maybe in part; False if it got none."""
+        position, left, records = self._start, self._record_left, 0
+        while position + left <= self._end:
+            position, left = position + left, 0
+            if records == records_max or self._end - position < _HEADER.size:
+                break
+            left = _HEADER.size + _HEADER.unpack_from(self._received, position)[0]
+            records += 1
+        else:
+            position, left = self._end, left - (self._end - position)
+        amount = self._encrypted_in.write(self._received[self._start : position])
+        self._start, self._record_left = position, left
+        self._records_left -= records
+        self._barren += amount
+        return bool(amount)
+
+    def _work(self) -> None:
+        if self._state is _State.HANDSHAKE:
+            while not self._shaken.done() and self._may_feed and self._feed(1):
+                self._shake()
+        else:
+            self._decrypt()
 
     def _shake(self) -> None:
         try:
@@ -201,6 +266,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         else:
             self._below.pause_reading()
             self._state = _State.OPEN
+            self._barren = 0
             self._end_handshake(None)
         self._send_encrypted()  # an alert, too
 
@@ -214,9 +280,21 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _take_turn(self) -> None:
         self._turn_scheduled = False
-        self._decrypt()
-        if self._wanted and not self.is_closing() and not self._end_received:
+        if self.is_closing():
+            return
+        self._records_left = RECORDS_PER_TURN_MAX
+        self._work()
+        if self._records_left <= 0:
+            self._schedule_turn()
+        elif self._may_feed and self._is_needy and not self.is_closing():
             self._below.resume_reading()
+
+    @property
+    def _is_needy(self) -> bool:
+        """Whether bytes from below are of use."""
+        if self._state is _State.HANDSHAKE:
+            return not self._shaken.done()
+        return self._wanted and not self._end_received
 
     def _decrypt(self) -> None:
         """Give the protocol above what there is, for as long as it wants it."""
@@ -225,12 +303,18 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 if not self._decrypt_some():
                     break
         except ssl.SSLError as error:
-            self._fail(error)
+            self._fail(_reason(error))
+        if not self._writable:
+            self._answers_unsent += self._encrypted_out.pending
         self._send_encrypted()  # what TLS itself answers, such as new keys
+        if self._barren > BARREN_BYTES_MAX and not self.is_closing():
+            self._fail(f"{self._barren} bytes in a row were not for us")
 
     def _decrypt_some(self) -> bool:
         """Fill the buffer of the protocol above once; False if there was nothing for it."""
         protocol = self._protocol
+        if self._may_feed and not (self._encrypted_in.pending or self._ssl.pending()):
+            self._feed(self._records_left)
         if isinstance(protocol, asyncio.BufferedProtocol):
             buffer = protocol.get_buffer(-1)
             amount = self._decrypt_into(memoryview(buffer))
@@ -242,7 +326,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             amount = self._decrypt_into(data)
             if amount:
                 protocol.data_received(bytes(data[:amount]))
-        if not amount and self._end_received:
+        if amount:
+            self._barren = 0
+        elif self._end_received and self._may_feed:
             self._tell_end()
         return bool(amount)
 
@@ -254,6 +340,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 amount = self._read(len(buffer) - filled, buffer[filled:])
                 if not amount:
                     self._end_received = True
+                    self._start = self._end  # what is behind it "MUST be ignored" (RFC 8446, 6.1)
                     break
                 filled += amount
         except ssl.SSLWantReadError:  # half a record
@@ -272,9 +359,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         if self._encrypted_out.pending and not self._below.is_closing():
             self._below.write(self._encrypted_out.read())
 
-    def _fail(self, error: ssl.SSLError) -> None:
-        """What came is no TLS, or not from our peer: nothing can be said or believed any more."""
-        log.info("%s: TLS failed: %s", self.get_extra_info("peername"), _reason(error))
+    def _fail(self, reason: str) -> None:
+        """What came is no TLS, or not from our peer, or of no use: nothing more can be said."""
+        log.info("%s: TLS failed: %s", self._client, reason)
         self._send_encrypted()  # an alert, if anything
         self._state = _State.CLOSED
         close(self._below)

@@ -125,3 +125,13 @@ def test_nothing_is_kept_of_clients_that_are_gone(budget: Budget) -> None:
     patience.check([Client(), Client()], 0.0)
     patience.check([], 1.0)
     assert not patience._watched
+
+
+@pytest.mark.expects_log(DEAD)
+def test_client_whose_progress_shrinks_has_not_moved(budget: Budget) -> None:
+    client, patience = Client(held=0), Patience(budget)
+    client.move(1000)
+    for second in range(int(STALLED_SECONDS_MAX) + 1):
+        patience.check([client], float(second))
+        client.move(-1)
+    assert client.is_cut_off
