@@ -17,6 +17,8 @@ def take_handed_over(environment: MutableMapping[str, str]) -> tuple[int, ...]:
     pid, count, _ = (environment.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()):  # nothing at all, or left over from a parent of ours
         return ()
-    if not (count.isascii() and count.isdigit() and 0 < int(count[:9]) <= SOCKETS_MAX):
+    if not (
+        count.isascii() and count.isdigit() and len(count) <= 9 and 0 < int(count) <= SOCKETS_MAX
+    ):
         raise ConfigError(f"LISTEN_FDS is {count!r}, not a number from 1 to {SOCKETS_MAX}")
     return tuple(range(_FIRST, _FIRST + int(count)))

@@ -28,6 +28,7 @@ OPTION_BYTES_MAX = 64 * 1024  # no option we know needs more; kept in memory whi
 SKIPPED_BYTES_MAX = 1024 * 1024  # of an option we refuse; more is not worth reading away
 OPTIONS_MAX = 32  # plus 32 per listed export: a client asks a few things of each, then chooses
 OPTIONS_PER_EXPORT_MAX = 32
+LISTS_MAX = 8  # a client needs one; each answer is as long as there are exports
 
 _CLIENT_FLAGS = struct.Struct(">I")
 
@@ -141,6 +142,7 @@ class Handshake:
         self._no_zeroes = False
         self._fixed = False
         self._options_left = OPTIONS_MAX + OPTIONS_PER_EXPORT_MAX * exports
+        self._lists_left = LISTS_MAX
         self._skip = 0
         self._after_skip: Event = Send(b"")
         self._shutting_down = False
@@ -156,7 +158,8 @@ class Handshake:
         """The handshake that goes on inside TLS, after `StartTls`.
 
         Of the one in the clear it knows the client's flags, which are not sent again, and how
-        many options are left; all else "MUST be discarded" (CVE-2021-3716), so it is not copied.
+        many options and LISTs are left; all else "MUST be discarded" (CVE-2021-3716), so it is
+        not copied.
         """
         assert self._state is _State.DONE
         handshake = Handshake(tls=Tls.ACTIVE, rules=self._rules)
@@ -164,6 +167,7 @@ class Handshake:
         handshake._fixed = self._fixed
         handshake._no_zeroes = self._no_zeroes
         handshake._options_left = self._options_left
+        handshake._lists_left = self._lists_left
         return handshake
 
     def shut_down(self) -> None:
@@ -339,6 +343,9 @@ class Handshake:
         if not self._rules.list_exports:
             text = "this server does not list its exports"
             return _refused(Option.LIST, text, OptionReply.ERR_POLICY)
+        if self._lists_left == 0:
+            return _refused(Option.LIST, "too many LISTs", OptionReply.ERR_POLICY)
+        self._lists_left -= 1
         return ListWanted()
 
     def _on_starttls(self, data: bytes) -> Event:

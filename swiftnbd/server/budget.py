@@ -72,7 +72,9 @@ class Budget:
 class Share:
     """What one connection holds: at most ``limit`` bytes, the first ``own`` of them its own.
 
-    ``ready`` is called when asking again will succeed, after a refusal for the budget's sake.
+    ``ready`` is called when asking again will succeed, after a refusal for the budget's sake. What
+    was granted and is not taken then, because something else holds the connection up, goes back:
+    it would be lost to the others, and held by nobody who could be seen to be slow.
     Nothing is written down of who holds which bytes: what is held beyond ``own`` is the budget's.
     """
 
@@ -112,10 +114,15 @@ class Share:
             self._budget.give(before - self.shared)
 
     def close(self) -> None:
-        """No further request will begin: wait for nothing any more."""
+        """Wait for nothing any more; what was granted and not taken goes back."""
         if self._claim is not None:
             self._budget.drop(self._claim)
             self._claim = None
+
+    def _granted(self) -> None:
+        self._ready()
+        if self._claim is not None and self._claim.granted:
+            self.close()
 
     def _draw(self, amount: int) -> bool:
         """Get so much from the budget, or claim it. A claim keeps its place in the queue."""
@@ -131,6 +138,6 @@ class Share:
                 return True
             self._budget.drop(claim)
         if amount and not self._budget.take(amount):
-            self._claim = self._budget.claim(amount, self._ready)
+            self._claim = self._budget.claim(amount, self._granted)
             return False
         return True

@@ -66,6 +66,7 @@ class Agreed:
     device: Device
     shape: ExportShape
     received: bytes
+    writable: bool  # or the client has not read our answers yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,8 @@ class Negotiation(asyncio.Protocol):
                         return agreed
             if not await self._drained():
                 return None
+            if event is not None:  # all that a client sends at once would be answered in one go
+                await asyncio.sleep(0)
 
     def shut_down(self) -> None:
         """The server ends: refuse what this client asks, and do not wait long for it."""
@@ -211,7 +214,7 @@ class Negotiation(asyncio.Protocol):
         shape = ExportShape(device.size, info.flags, self._handshake.contexts_of(wanted.name))
         self.transport.write(self._handshake.accept(wanted, info))
         log.info("%s: negotiated export: %s", self.client, export.name)
-        return Agreed(export, device, shape, self._handshake.rest())
+        return Agreed(export, device, shape, self._handshake.rest(), self._writable)
 
     def _answer_contexts(self, wanted: ContextsWanted) -> None:
         if self._find(wanted.name) is None:

@@ -259,7 +259,7 @@ class Server:
         )
         self._transmissions[transmission] = export
         try:
-            transmission.start(transport, agreed.received)
+            transmission.start(transport, agreed.received, writable=agreed.writable)
             if self._stopping.is_set():
                 transmission.shut_down()
             await transmission.run()

@@ -144,10 +144,15 @@ class Transmission(asyncio.BufferedProtocol):
 
     # Life
 
-    def start(self, transport: asyncio.Transport, received: bytes) -> None:
-        """Take over a connection whose handshake is done; ``received`` came right behind it."""
+    def start(self, transport: asyncio.Transport, received: bytes, writable: bool = True) -> None:
+        """Take over a connection whose handshake is done; ``received`` came right behind it.
+
+        Not ``writable``: the transport has paused writing, which it says only once.
+        """
         self._transport = transport
         self._outbox.start(transport)
+        if not writable:
+            self._outbox.pause()
         self._reading = False
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         transport.set_protocol(self)

@@ -5,12 +5,13 @@ import pytest
 
 from swiftnbd.errors import ProtocolError
 from swiftnbd.protocol.constants import Option, OptionReply
-from swiftnbd.protocol.handshake import ExportWanted, Handshake
+from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send
 from tests.support.handshakes import (
     ABORT,
     ABORT_ACK,
     FIXED,
     INVALID,
+    POLICY,
     REPLY,
     UNKNOWN,
     UNSUP,
@@ -113,3 +114,17 @@ def test_e7_nothing_of_one_export_is_left_for_the_next() -> None:
     sent, second = collect(handshake)
     assert error_kind(getattr(sent, "data", b""), 99) == UNSUP
     assert second == ExportWanted(Option.GO, "two", frozenset())
+
+
+def test_endless_lists_are_refused_and_the_client_may_go_on() -> None:
+    """The answer to each is as long as there are exports, however many options they allow."""
+    handshake = Handshake(exports=500)
+    handshake.feed(FIXED + option(3) * 100)
+    events = collect(handshake)
+    assert events[:8] == [ListWanted()] * 8
+    assert len(events) == 100
+    assert all(
+        isinstance(event, Send) and error_kind(event.data, 3) == POLICY for event in events[8:]
+    )
+    handshake.feed(ABORT)
+    assert collect(handshake) == [Aborted(ABORT_ACK)]

@@ -215,3 +215,19 @@ def test_everybody_is_served_and_nothing_is_lost(
         assert not budget.wanted
 
     asyncio.run(run())
+
+
+async def test_granted_bytes_that_cannot_be_used_now_go_on_to_the_next() -> None:
+    """The connection is held up by something else: its client does not read, say."""
+    budget, called = Budget(10), list[str]()
+    budget.take(10)
+    stalled = Share(budget, 10, 0, lambda: called.append("stalled"))
+    assert not stalled.take(8)
+    honest = Share(budget, 10, 0, lambda: called.append("honest"))
+    assert not honest.take(8)
+    budget.give(10)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert called == ["stalled", "honest"]
+    assert budget.left == 10
+    assert stalled.take(8)  # when it can be used, it is asked for again
