@@ -143,10 +143,10 @@ class Negotiation(asyncio.Protocol):
                     agreed = await self._answer(event)
                     if agreed is not None:
                         return agreed
-            if not await self._drained():
-                return None
             if event is not None:  # all that a client sends at once would be answered in one go
                 await asyncio.sleep(0)
+            if not await self._drained():
+                return None
 
     def shut_down(self) -> None:
         """The server ends: refuse what this client asks, and do not wait long for it."""
