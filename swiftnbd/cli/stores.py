@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from swiftnbd.metrics import StoreTraffic
 from swiftnbd.server.config import AuthConfig, Credentials, ExportConfig
 from swiftnbd.store.base import Store
 
@@ -22,6 +23,7 @@ class Stores:
     def __init__(self, auth: AuthConfig, *, seconds: float | None = None) -> None:
         self._auth = auth
         self._seconds = seconds
+        self.traffic = StoreTraffic()  # of all Swift accounts
         self._accounts: dict[Credentials, SwiftAccount] = {}
         self._stores: list[Store] = []
 
@@ -61,7 +63,7 @@ class Stores:
 
         if login not in self._accounts:
             auth = V1Auth(self._auth.url, login.username, login.password)
-            self._accounts[login] = SwiftAccount(auth)
+            self._accounts[login] = SwiftAccount(auth, traffic=self.traffic)
         return self._accounts[login]
 
 

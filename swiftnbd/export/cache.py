@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.eviction import Eviction
+from swiftnbd.metrics import Counters
 
 
 class BlockCache:
@@ -21,12 +22,19 @@ class BlockCache:
     be room again.
     """
 
-    def __init__(self, capacity: int, block_size: int, on_idle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        block_size: int,
+        on_idle: Callable[[], None],
+        counters: Counters | None = None,
+    ) -> None:
         assert capacity > 0
         self.capacity = capacity
         self.block_size = block_size
         self.blocks: dict[int, Block] = {}
         self._on_idle = on_idle
+        self._counters = Counters() if counters is None else counters
         self._eviction = Eviction[Block](capacity)
 
     def __len__(self) -> int:
@@ -111,4 +119,5 @@ class BlockCache:
         block = self._eviction.victim()
         if block is not None:
             del self.blocks[block.index]
+            self._counters.evictions += 1
         return block is not None

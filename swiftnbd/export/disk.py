@@ -71,7 +71,7 @@ class ObjectDevice(Device):
             exclusive=exclusive,
             request_seconds=request_seconds,
         )
-        self._disk = disk = DiskState(geometry, objects, settings)
+        self._disk = disk = DiskState(geometry, objects, settings, self.counters)
         self._reader = Reader(disk, _read_ahead(self.size, disk, settings))
         is_durable = settings.mode is CacheMode.WRITETHROUGH
         self._writer = Writer(disk, self._reader, durable=is_durable)

@@ -14,6 +14,7 @@ from swiftnbd.export.settings import CacheSettings
 from swiftnbd.export.tasks import Tasks
 from swiftnbd.export.waiters import Waiters
 from swiftnbd.export.writeback import WriteBack
+from swiftnbd.metrics import Counters
 
 
 class Part(NamedTuple):
@@ -29,17 +30,24 @@ class DiskState:
 
     writeback: WriteBack
 
-    def __init__(self, geometry: Geometry, objects: DiskObjects, settings: CacheSettings) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        objects: DiskObjects,
+        settings: CacheSettings,
+        counters: Counters,
+    ) -> None:
         self.object_size = geometry.object_size
         self.block_size = settings.block_size(geometry)
         self.per_object = self.object_size // self.block_size
         self.objects = objects
+        self.counters = counters
         self.gate = Gate()
         self.tasks = Tasks(objects.label)
         self.readers = Waiters(self.serve_soon)
         self.writers = Waiters(self.serve_soon)
         self.cache = BlockCache(
-            settings.cache_bytes // self.block_size, self.block_size, self.serve_soon
+            settings.cache_bytes // self.block_size, self.block_size, self.serve_soon, counters
         )
         self._serves = False
 

@@ -61,11 +61,15 @@ class Reader:
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes in pieces."""
         pieces: list[Buffer] = []
+        missed = False
         await self._disk.gate.passing()
         self._look_ahead(offset, length)
         for start, end in self._chunks(offset, length):
             await self._disk.gate.passing()
             now = self.read_now(start, end - start)
+            if now is None and not missed:
+                missed = True
+                self._disk.counters.missed_reads += 1
             pieces += await self._read_chunk(start, end) if now is None else now
         await self._disk.gate.passing()
         return pieces

@@ -29,9 +29,11 @@ class Outbox:
         self._taken_before = 0
         self._send_scheduled = False
 
-    def start(self, transport: asyncio.Transport) -> None:
-        """Say where to send to."""
+    def start(self, transport: asyncio.Transport, *, writable: bool = True) -> None:
+        """Say where to send to. Not ``writable``: the transport has paused writing before."""
         self._transport = transport
+        if not writable:
+            self.pause()
 
     def add(self, reply: Iterable[Buffer], cost: int = 0) -> None:
         """Queue a reply to a request that took ``cost`` bytes."""

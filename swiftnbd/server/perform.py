@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.device import EXTENTS_MAX, Device
@@ -98,17 +99,26 @@ class AtWork:
         assert begun is request, "tasks begin in the order in which they were made"
         described = Described(request)
         log.debug("%s: %s", self._peer, described)
+        begin = perf_counter()
         try:
             reply = await perform(self._device, request, payload, self._replies, self._counters)
         except SwiftnbdError as error:
             number = wire_error(error.errno, request)
             level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
             log.log(level, "%s: %s failed: %s", self._peer, described, error)
+            self._failed(request)
             reply = self._replies.failure(request, number, failure_text(request, number))
         except Exception:
             log.exception("%s: %s failed", self._peer, described)
+            self._failed(request)
             reply = self._replies.failure(request, Error.EIO, failure_text(request, Error.EIO))
         self._outbox.add(reply, bytes_held(request))
+        name = Command(request.command).name
+        self._counters.requests[name] += 1
+        self._counters.took(name, perf_counter() - begin)
+
+    def _failed(self, request: Request) -> None:
+        self._counters.errors[Command(request.command).name] += 1
 
 
 async def perform(

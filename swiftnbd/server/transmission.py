@@ -132,11 +132,9 @@ class Transmission(asyncio.BufferedProtocol):
         )
         self._read_now, self._write_now = device.read_now, device.write_now
         self._size = shape.size
-        self._fast_read_max = FAST_READ_BYTES_MAX
-        self._takes_fast_writes = not shape.read_only
+        self._fast_read_max, self._takes_fast_writes = FAST_READ_BYTES_MAX, not shape.read_only
         self._reading = True
-        self._ending = False
-        self._shutting_down = False
+        self._ending = self._shutting_down = False
         self._last_call: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
@@ -150,9 +148,7 @@ class Transmission(asyncio.BufferedProtocol):
         Not ``writable``: the transport has paused writing, which it says only once.
         """
         self._transport = transport
-        self._outbox.start(transport)
-        if not writable:
-            self._outbox.pause()
+        self._outbox.start(transport, writable=writable)
         self._reading = False
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         transport.set_protocol(self)
@@ -297,6 +293,7 @@ class Transmission(asyncio.BufferedProtocol):
     def _parse(self) -> None:
         """Deal with every complete request in the buffer, or stall."""
         self._check_lock()
+        begin = self._counters.now()
         try:
             stalled = self._parse_requests()
         except ProtocolError as error:
@@ -308,12 +305,13 @@ class Transmission(asyncio.BufferedProtocol):
             else:
                 self._resume_reading()
         self._outbox.send()
+        self._counters.answered_now(begin)
 
     def _parse_requests(self) -> bool:
         """Returns whether it stalled: there may be requests left that must wait."""
         # Whatever costs time for each wake-up or request was found by measuring.
         buffer, outbox, size = self._buffer, self._outbox, self._size
-        read_now, out = self._read_now, outbox.pieces
+        read_now, out, counters = self._read_now, outbox.pieces, self._counters
         unbegun = self._at_work.unbegun
         left, batch = REQUESTS_PER_TURN_MAX, 0
         while (
@@ -351,7 +349,8 @@ class Transmission(asyncio.BufferedProtocol):
                 else:
                     out.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                     out.extend(pieces)
-                self._counters.client_out += length
+                counters.client_out += length
+                counters.reads_now += 1
                 batch += length
                 if batch >= WRITE_BATCH_BYTES:
                     outbox.send()
@@ -367,7 +366,8 @@ class Transmission(asyncio.BufferedProtocol):
             ):
                 self._start = payload + length
                 out.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
-                self._counters.client_in += length
+                counters.client_in += length
+                counters.writes_now += 1
             elif not self._begin(Request(command, flags, cookie, offset, length)):
                 return True
         return False
@@ -445,5 +445,6 @@ class Transmission(asyncio.BufferedProtocol):
             return
         else:
             self._counters.client_in += request.length
+            self._counters.writes_now += 1
             reply = self._replies.done(request)
         self._outbox.add(reply, request.length)

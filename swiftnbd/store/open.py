@@ -35,4 +35,4 @@ def open_swift(account: SwiftAccount, container: str, patience: Patience | None 
     """A container of a Swift account. Close the store, and after all of them the account."""
     patience = Patience() if patience is None else patience
     proven = Proven(SwiftStore(account, container))
-    return Retrying(proven, deadline_seconds=patience.deadline_seconds)
+    return Retrying(proven, deadline_seconds=patience.deadline_seconds, traffic=account.traffic)

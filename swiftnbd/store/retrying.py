@@ -23,6 +23,7 @@ from hashlib import md5
 from typing import TypeVar
 
 from swiftnbd.errors import CorruptObject, ObjectExists, StoreError, StoreUnavailable
+from swiftnbd.metrics import StoreTraffic
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
@@ -77,12 +78,14 @@ class Retrying(Store):
         deadline_seconds: float = DEADLINE_SECONDS_DEFAULT,
         try_seconds: float = TRY_SECONDS_MAX,
         pacing: Pacing | None = None,
+        traffic: StoreTraffic | None = None,
     ) -> None:
         self.label = store.label
         self._store = store
         self._deadline_seconds = deadline_seconds
         self._try_seconds = try_seconds
         self._pacing = Pacing() if pacing is None else pacing
+        self._traffic = StoreTraffic() if traffic is None else traffic
         self._trouble_logged = -TROUBLE_LOG_SECONDS
 
     async def get(
@@ -207,6 +210,7 @@ class Retrying(Store):
         log.debug("%s; try %d in %.1f s", error, effort.tries + 1, delay)
         self._say_trouble(now, error)
         await self._pacing.sleep(delay)
+        self._traffic.retries += 1
 
     def _delay(self, effort: Effort, error: StoreError) -> float:
         exponent = min(effort.tries - 1, 16)  # far beyond the maximum, and no huge numbers

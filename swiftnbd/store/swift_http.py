@@ -25,6 +25,7 @@ from yarl import URL
 
 import swiftnbd
 from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
+from swiftnbd.metrics import StoreTraffic
 from swiftnbd.store.auth import Auth
 from swiftnbd.store.base import Buffer
 from swiftnbd.store.swift_answers import Answer
@@ -65,9 +66,15 @@ class SwiftAccount:
     """The account that a login gives. Close it after the last of its stores."""
 
     def __init__(
-        self, auth: Auth, timeouts: Timeouts | None = None, *, expect_continue: bool = True
+        self,
+        auth: Auth,
+        timeouts: Timeouts | None = None,
+        *,
+        expect_continue: bool = True,
+        traffic: StoreTraffic | None = None,
     ) -> None:
         """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang."""
+        self.traffic = StoreTraffic() if traffic is None else traffic
         self._auth = auth
         self._expect_continue = expect_continue
         self._timeouts = Timeouts() if timeouts is None else timeouts
@@ -160,18 +167,20 @@ class SwiftAccount:
             options["expect100"] = self._expect_continue and len(data) > 0
         begin = time.monotonic()
         try:
-            async with (
-                asyncio.timeout(self._timeouts.total_seconds),
-                self._open_session().request(
-                    method,
-                    access.url(path, query),
-                    headers={**(headers or {}), "X-Auth-Token": access.token},
-                    allow_redirects=False,
-                    read_bufsize=max(body_max, ERROR_BYTES_MAX),
-                    **options,
-                ) as response,
-            ):
-                body = b"" if method == "HEAD" else await _read(what, response, body_max)
+            with self.traffic.request(method) as seen:
+                async with (
+                    asyncio.timeout(self._timeouts.total_seconds),
+                    self._open_session().request(
+                        method,
+                        access.url(path, query),
+                        headers={**(headers or {}), "X-Auth-Token": access.token},
+                        allow_redirects=False,
+                        read_bufsize=max(body_max, ERROR_BYTES_MAX),
+                        **options,
+                    ) as response,
+                ):
+                    seen.status = response.status
+                    body = b"" if method == "HEAD" else await _read(what, response, body_max)
                 answer = Answer(response.status, response.reason or "", response.headers, body)
         except aiohttp.ClientConnectorCertificateError as error:
             raise StoreError(f"{what}: {error.certificate_error}") from None
