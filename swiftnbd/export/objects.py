@@ -2,12 +2,15 @@
 """The objects of one disk in its store: requests for them, and what is known of them.
 
 Whoever holds the lock is the only one who changes them, so what was learnt stays true:
-`Presence` says which objects exist, with proof, and `Etags` what they should be like. A request
-that may have changed an object without saying so leaves it unknown, until the next answer.
+`Presence` says which objects exist, with proof, and `Etags` what they should be like. A change
+that was not answered leaves its object in doubt: it may have been made, or be made later on. So
+nothing is learnt of it, whatever is read, until a later change is answered; the store takes them
+in the order in which they were sent.
 
 Stale replicas: an object whose ETag is not remembered is asked for with ``newest``. One that is,
 is asked for plainly, and if the answer is another object, or none, with ``newest`` after all;
-if that is still not the one we stored, it is an error: better no bytes than old ones.
+if that is still not the one we stored, it is an error: better no bytes than old ones. Only an
+answer that no change overtook is held to that: any other may be of the object before it.
 """
 
 import asyncio
@@ -75,6 +78,7 @@ class DiskObjects:
         self._exclusive = exclusive
         self._request_seconds = request_seconds
         self._changing: set[int] = set()
+        self._doubtful: set[int] = set()  # all those, and dirty objects whose change failed
         self._looks: dict[int, list[_Look]] = {}  # objects being read, while they are
 
     def is_absent(self, index: int) -> bool:
@@ -84,12 +88,7 @@ class DiskObjects:
     async def get(self, index: int, start: int, end: int, *, urgent: bool) -> bytes | None:
         """Bytes ``[start, end)`` of one object, or None if it does not exist."""
         async with self._request(urgent=urgent, key=index):
-            with self._looking(index) as look:
-                blob = await self._get_current(index, start, end)
-        if look.counts:
-            self.presence.set(index, State.ABSENT if blob is None else State.PRESENT)
-            if blob is not None:
-                self._etags.set(index, blob.etag)
+            blob = await self._get_current(index, start, end)
         if blob is None:
             return None
         self._counters.store_in += len(blob.data)
@@ -104,7 +103,7 @@ class DiskObjects:
     @contextmanager
     def _looking(self, index: int) -> Iterator["_Look"]:
         """Whether what is seen meanwhile is true afterwards: not if the object changes."""
-        look = _Look(self._exclusive and index not in self._changing)
+        look = _Look(self._exclusive and index not in self._doubtful)
         self._looks.setdefault(index, []).append(look)
         try:
             yield look
@@ -114,12 +113,22 @@ class DiskObjects:
                 del self._looks[index]
 
     async def _get_current(self, index: int, start: int, end: int) -> Blob | None:
-        blob = await self._get(index, start, end, newest=not self._etags.knows(index))
-        if not self._fits(index, blob):
-            blob = await self._get(index, start, end, newest=True)
-            if not self._fits(index, blob):
+        newest = not self._etags.knows(index)
+        while True:
+            with self._looking(index) as look:
+                blob = await self._get(index, start, end, newest=newest)
+            if self._fits(index, blob):
+                if look.counts:
+                    self._learn(index, blob)
+                return blob
+            if newest and look.counts:
                 raise self._error(index, "is not the one that was stored last")
-        return blob
+            newest = True
+
+    def _learn(self, index: int, blob: Blob | None) -> None:
+        self.presence.set(index, State.ABSENT if blob is None else State.PRESENT)
+        if blob is not None:
+            self._etags.set(index, blob.etag)
 
     async def _get(self, index: int, start: int, end: int, *, newest: bool) -> Blob | None:
         name = object_name(index)
@@ -159,12 +168,14 @@ class DiskObjects:
         """Until the store has answered, and if it never does, nobody knows what is there."""
         assert index not in self._changing, f"object {index}: two changes at once"
         self._changing.add(index)
+        self._doubtful.add(index)
         for look in self._looks.get(index, ()):
             look.counts = False
         self.presence.set(index, State.UNKNOWN)
         self._etags.forget(index)
         try:
             yield
+            self._doubtful.discard(index)
         finally:
             self._changing.discard(index)
 

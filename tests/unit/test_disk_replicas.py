@@ -95,3 +95,20 @@ async def test_what_was_written_while_its_object_was_deleted_lies_on_zeros() -> 
         assert await disk.read(0, SIZE) == expected
         await disk.device.flush()
         assert disk.has(0) == expected
+
+
+async def test_put_that_was_given_up_and_lands_late_does_not_keep_its_object_from_being_stored() -> (
+    None
+):
+    """Its other blocks are read before it lands; the next upload fetches them afterwards."""
+    async with a_disk(settings=caching(block_bytes=128)) as disk:
+        disk.put(0, A)
+        await disk.device.write(0, B[:128])
+        disk.script.on("put", failing())
+        with pytest.raises(StoreError):
+            await disk.device.flush()
+        assert await disk.read(128, 1) == b"a"
+        disk.put(0, B[:128] + A[128:])
+        await disk.device.flush()
+        assert disk.has(0) == B[:128] + A[128:]
+        assert await disk.read(0, SIZE) == disk.has(0)

@@ -14,7 +14,7 @@ from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
 from swiftnbd.store.memory import MemoryObject, MemoryStore
 from tests.store.contract import etag_of
-from tests.support.disks import begun, name
+from tests.support.disks import begun, name, turns
 from tests.support.faulty import Fault, Faulty, Gate, Script, failing, reply_lost, short_body
 
 SIZE = 512
@@ -99,7 +99,7 @@ async def test_put_and_delete_prove_what_is_there() -> None:
 
 @pytest.mark.parametrize("fault", [failing(), reply_lost()])
 @pytest.mark.parametrize("op", ["put", "delete"])
-async def test_change_that_was_not_answered_leaves_its_object_unknown(
+async def test_change_that_was_not_answered_leaves_its_object_unknown_until_one_is(
     op: str, fault: Fault
 ) -> None:
     objects = await made()
@@ -108,10 +108,50 @@ async def test_change_that_was_not_answered_leaves_its_object_unknown(
     with pytest.raises(StoreUnavailable):
         await (objects.put(1, B) if op == "put" else objects.delete(1))
     assert objects.state(1) is State.UNKNOWN
-    objects.script.on("get", Fault(stale=True))  # which would be believed, were it not for newest
-    there = objects.stored.get(name(1))
-    assert await objects.get(1) == (None if there is None else there.data)
-    assert objects.state(1) is (State.ABSENT if there is None else State.PRESENT)
+    for _ in range(2):
+        objects.script.on("get", Fault(stale=True))  # believed, were it not for newest
+        there = objects.stored.get(name(1))
+        assert await objects.get(1) == (None if there is None else there.data)
+        assert objects.state(1) is State.UNKNOWN
+    await objects.put(1, A)
+    assert objects.state(1) is State.PRESENT
+    assert await objects.get(1) == A
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_put_that_was_given_up_and_lands_late_makes_its_object_no_other(there: bool) -> None:
+    """A read sees what is there before it lands; whoever reads afterwards must not be refused."""
+    objects = await made()
+    if there:
+        await objects.put(1, A)
+    objects.script.on("put", failing())
+    with pytest.raises(StoreUnavailable):
+        await objects.put(1, B)
+    assert await objects.get(1) == (A if there else None)
+    objects.lay(1, B)
+    assert await objects.get(1, 3, 9) == B[3:9]
+    await objects.put(1, A)
+    assert await objects.get(1) == A
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_object_stored_again_and_again_while_it_is_read_is_no_other(there: bool) -> None:
+    """Each answer is of the object before a change that has ended when the answer arrives."""
+    objects = await made()
+    if there:
+        await objects.put(1, A)
+    gates = [Gate() for _ in range(4)]
+    for gate in gates:
+        objects.script.on("get", Fault(after=gate))
+    get = await begun(objects.get(1))
+    for number, gate in enumerate(gates):
+        if number < 3:
+            await objects.put(1, bytes([number]) * SIZE)
+        assert not get.done()
+        gate.open()
+        await turns()
+    assert await get == b"\2" * SIZE
+    assert objects.state(1) is State.PRESENT
 
 
 async def test_object_is_unknown_while_it_is_being_changed() -> None:
