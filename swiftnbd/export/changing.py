@@ -8,8 +8,10 @@ So a read-modify-write is atomic against every other request, on whichever conne
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from errno import ENOTSUP
+from typing import Literal, TypeVar
 
 from swiftnbd.errors import ExportError
 from swiftnbd.export.block import Block
@@ -27,6 +29,9 @@ UNSTORED_MAX = 1024  # objects whose being durable one request waits for togethe
 RUNS_PER_TURN_MAX = 1000  # of a presence map, or objects, passed over between turns of the loop
 
 Change = tuple[DirtyObject, int]  # an object, and the generation that must become durable
+Pieces = deque[tuple[Part, Buffer | None]]  # what goes where in one block each; None: zeros
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -71,25 +76,38 @@ class Writer:
         view = memoryview(data)
         changes: list[Change] = []
         await self._disk.gate.passing()
+        pieces: Pieces = deque()
         for part in self._disk.parts(offset, len(view)):
             at = part.block * self._disk.block_size + part.start - offset
-            piece = view[at : at + part.end - part.start]
-            changes.append(await self._write_part(part, piece))
+            pieces.append((part, view[at : at + part.end - part.start]))
+        await self._write_pieces(pieces, changes)
         await self._settle(changes, fua)
 
-    async def _write_part(
-        self, part: Part, data: Buffer | None, *, keep_zeros: bool = False
-    ) -> Change:
-        def attempt() -> Change | None:
-            change = self.write_now(part, data)
-            if change is not None and keep_zeros:
-                change[0].keep_zeros = True
-            return change
+    async def _write_pieces(
+        self, pieces: Pieces, changes: list[Change], *, keep_zeros: bool = False
+    ) -> None:
+        """All of them before those who wait behind us: they go on where we end.
 
-        while not self.takes(part):
-            await self._know([self._disk.cache.blocks[part.block]])
-        # a block that has become full of gaps while we waited takes one more all the same
-        return await self._when_room(attempt)
+        Taking turns block by block, many sequential writes would have as many objects half
+        written at once, and all of them would have to be stored more than once.
+        """
+        while pieces:
+            while not self.takes(pieces[0][0]):
+                await self._know([self._disk.cache.blocks[pieces[0][0].block]])
+            # a block that has become full of gaps while we waited takes one more all the same
+            await self._when_room(lambda: self._write_some(pieces, changes, keep_zeros))
+
+    def _write_some(
+        self, pieces: Pieces, changes: list[Change], keep_zeros: bool
+    ) -> Literal[True] | None:
+        """True when all are written or the next one's block is full of gaps; None: no room."""
+        while (change := self.write_now(*pieces[0])) is not None:
+            changes.append(change)
+            change[0].keep_zeros |= keep_zeros
+            pieces.popleft()
+            if not pieces or not self.takes(pieces[0][0]):
+                return True
+        return None
 
     async def _know(self, blocks: Sequence[Block]) -> None:
         """Fetch what is missing of blocks that are in the cache, without waiting for room."""
@@ -100,13 +118,13 @@ class Writer:
         finally:
             self._reader.unpin(blocks)
 
-    async def _when_room(self, attempt: Callable[[], Change | None]) -> Change:
+    async def _when_room(self, attempt: Callable[[], T | None]) -> T:
         await self._disk.gate.passing()  # or we might wait for ever
-        change = None if self._disk.writers else attempt()
-        if change is None:
+        done = None if self._disk.writers else attempt()
+        if done is None:
             self._disk.writeback.press()
-            change = await self._disk.writers.wait(attempt, lambda _: None)
-        return change
+            done = await self._disk.writers.wait(attempt, lambda _: None)
+        return done
 
     async def _settle(self, changes: list[Change], fua: bool) -> None:
         """Return when the request may be answered."""
@@ -158,8 +176,8 @@ class Writer:
         """Zeros within one object."""
         if self._is_clean_hole(offset // self._disk.object_size) and not keep_zeros:
             return
-        for part in self._disk.parts(offset, length):
-            changes.append(await self._write_part(part, None, keep_zeros=keep_zeros))
+        pieces: Pieces = deque((part, None) for part in self._disk.parts(offset, length))
+        await self._write_pieces(pieces, changes, keep_zeros=keep_zeros)
 
     async def _clear(self, index: int, changes: list[Change], *, keep_zeros: bool) -> None:
         """Zeros all over object ``index``."""

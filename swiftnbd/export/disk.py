@@ -80,6 +80,7 @@ class ObjectDevice(Device):
             disk.tasks,
             disk.gate,
             limit=settings.dirty_blocks(disk.block_size),
+            per_object=disk.per_object,
             seconds=settings.dirty_seconds,
             retry_seconds=settings.retry_seconds,
             at_once=settings.requests,

@@ -78,10 +78,11 @@ class DiskState:
 
     def _serve(self) -> None:
         self._serves = False
+        self.writeback.relax()  # those who are served now need not have more stored
         self.readers.serve()
         self.writers.serve()
-        if not (self.readers or self.writers):
-            self.writeback.relax()
+        if self.readers or self.writers:
+            self.writeback.press()
 
     def no_room(self, error: SwiftnbdError) -> None:
         """What would have made room failed: writers are told so; readers may still find some."""

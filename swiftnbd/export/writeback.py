@@ -15,12 +15,15 @@ it, even if the next upload has begun since.
 
 Uploads start when somebody waits for them (`WriteBack.stored`), when too much is waiting, when
 somebody waits for room, or when a change is old enough; the oldest first, a bounded number at a
-time. After one has failed none starts by itself for a while: whoever asks is told at once, and a
-store in trouble is left alone.
+time. An object that somebody is just writing from end to end is left alone as long as anything
+else makes room: stored half written it would be stored twice, and fetched in between. After one
+has failed none starts by itself for a while: whoever asks is told at once, and a store in trouble
+is left alone.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from errno import EIO
@@ -30,6 +33,9 @@ from swiftnbd.errors import ExportError, SwiftnbdError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
+
+# Objects that got a new block last: each of several writers (nbdcopy has four) fills one at a time.
+FILLING_MAX = 8
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +74,12 @@ class DirtyObject:
         """Whether all of it is zeros because somebody said so."""
         return self.lies_on_zeros and all(block.is_hole for block in self.blocks.values())
 
+    def is_whole(self, blocks: int) -> bool:
+        """Whether all of its ``blocks`` have changed, every byte of them: nothing is to come."""
+        return len(self.blocks) == blocks and all(
+            block.known is None for block in self.blocks.values()
+        )
+
     def begin_upload(self) -> list[Block]:
         """All changes so far are carried by the upload that begins; which blocks those are."""
         self.attempted = self.generation
@@ -82,8 +94,9 @@ class WriteBack:
 
     ``upload`` stores one: it calls `DirtyObject.begin_upload` once it has all its bytes. ``limit``
     is the number of blocks, and of objects, that may be changed and not stored; from half of it
-    on they are written back without waiting for their age, ``seconds``. ``on_stored`` is called
-    when there may be room again, ``on_failed`` when there will be none for a while.
+    on they are written back without waiting for their age, ``seconds``. ``per_object`` is the
+    number of blocks of an object. ``on_stored`` is called when there may be room again,
+    ``on_failed`` when there will be none for a while.
     """
 
     def __init__(
@@ -93,6 +106,7 @@ class WriteBack:
         gate: Gate,
         *,
         limit: int,
+        per_object: int,
         seconds: float,
         retry_seconds: float,
         at_once: int,
@@ -108,6 +122,7 @@ class WriteBack:
         self._tasks = tasks
         self._gate = gate
         self._background = limit // 2
+        self._per_object = per_object
         self._seconds = seconds
         self._retry_seconds = retry_seconds
         self._at_once = at_once
@@ -115,6 +130,7 @@ class WriteBack:
         self._on_stored = on_stored
         self._on_failed = on_failed
         self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
+        self._filling: deque[int] = deque(maxlen=FILLING_MAX)  # the last is the latest
         self._uploading = 0
         self._failures = 0  # in a row
         self._not_before = 0.0  # time of the loop: none starts by itself until then
@@ -135,7 +151,11 @@ class WriteBack:
             dirty = DirtyObject(index, asyncio.get_running_loop().time())
             dirty.cleared = 1 if absent else 0
             self.objects[index] = self._waiting[index] = dirty
-            self._pump()
+            self._note_filling(index)
+            if self.has_room:
+                self._wake_at(max(dirty.since + self._seconds, self._not_before))
+            else:
+                self._pump()
         dirty.generation += 1
         return dirty
 
@@ -144,8 +164,14 @@ class WriteBack:
         assert block.dirty
         dirty.blocks[block.index] = block
         self.blocks += 1
-        if self.blocks > self._background:
+        self._note_filling(dirty.index)
+        if self._pressed or self.blocks > self._background:
             self._pump()
+
+    def _note_filling(self, index: int) -> None:
+        if index in self._filling:
+            self._filling.remove(index)
+        self._filling.append(index)
 
     def press(self) -> None:
         """Somebody waits for room: store something."""
@@ -178,21 +204,35 @@ class WriteBack:
         if not self._gate.is_open:
             return
         now = asyncio.get_running_loop().time()
-        while self._uploading < self._at_once:
-            ready = (each for each in self._waiting.values() if each.not_before <= now)
-            if (oldest := next(ready, None)) is None:
-                self._wake_at(
-                    min((each.not_before for each in self._waiting.values()), default=inf)
-                )
-                return
-            due = oldest.since + self._seconds
-            if self._pressed or not self.has_room or self.blocks > self._background:
-                due = now
-            due = max(due, self._not_before)
-            if due > now:
-                self._wake_at(due)
-                return
-            self._start(oldest)
+        while self._uploading < self._at_once and (due := self._due(now)) is not None:
+            self._start(due)
+
+    def _due(self, now: float) -> DirtyObject | None:
+        """The oldest that should be stored now. If there is none, the timer is set."""
+        needs_room = self._pressed or not self.has_room
+        hurries = needs_room or self.blocks > self._background
+        spared: list[DirtyObject] = []
+        wake = inf
+        for each in self._waiting.values():
+            if each.not_before > now:
+                wake = min(wake, each.not_before)
+                continue
+            is_spared = hurries and self._is_filling(each)
+            age = each.since + self._seconds if is_spared or not hurries else 0.0
+            begin = max(age, self._not_before)
+            if begin <= now:
+                return each
+            wake = min(wake, begin)
+            if not is_spared:
+                break  # the others are younger
+            spared.append(each)
+        if spared and needs_room and not self._uploading and self._not_before <= now:
+            return spared[0]
+        self._wake_at(wake)
+        return None
+
+    def _is_filling(self, dirty: DirtyObject) -> bool:
+        return dirty.index in self._filling and not dirty.is_whole(self._per_object)
 
     def _wake_at(self, when: float) -> None:
         if when == inf:

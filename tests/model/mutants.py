@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export import changing, disk, export, parallel
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
-from swiftnbd.export.changing import Change, Writer
+from swiftnbd.export.changing import Change, Pieces, Writer
 from swiftnbd.export.device import hole
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
@@ -176,24 +177,29 @@ def last_client_leaves_without_writing_back(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def read_modify_write_is_not_atomic(patch: pytest.MonkeyPatch) -> None:
-    write_part = Writer._write_part
+    write_pieces = Writer._write_pieces
 
     async def slowly(
-        self: Writer, part: Part, data: Buffer | None, *, keep_zeros: bool = False
-    ) -> Change:
-        if data is None:
-            return await write_part(self, part, data, keep_zeros=keep_zeros)
+        self: Writer, pieces: Pieces, changes: list[Change], *, keep_zeros: bool = False
+    ) -> None:
+        for part, data in pieces:
+            whole = part, data
+            if data is not None:
+                whole = Part(part.block, 0, self._disk.block_size), await merged(self, part, data)
+            await write_pieces(self, deque([whole]), changes, keep_zeros=keep_zeros)
+
+    async def merged(self: Writer, part: Part, data: Buffer) -> Buffer:
         blocks = await self._reader.pin([part.block])
         try:
             await self._reader.know(blocks, [Part(part.block, 0, blocks[0].size)])
             whole = bytearray(blocks[0].data)
             await asyncio.sleep(0)
             whole[part.start : part.end] = data
-            return await write_part(self, Part(part.block, 0, len(whole)), whole)
+            return whole
         finally:
             self._reader.unpin(blocks)
 
-    patch.setattr(Writer, "_write_part", slowly)
+    patch.setattr(Writer, "_write_pieces", slowly)
 
 
 @mutant

@@ -11,7 +11,7 @@ from swiftnbd.errors import StoreFull, StoreUnavailable, SwiftnbdError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
-from swiftnbd.export.writeback import DirtyObject, WriteBack
+from swiftnbd.export.writeback import FILLING_MAX, DirtyObject, WriteBack
 from tests.support.disks import begun, turns
 
 BYTES = b"bytes"
@@ -25,6 +25,7 @@ class Uploads:
     seconds: float = math.inf
     retry_seconds: float = 0.0
     at_once: int = 16
+    per_object: int = 1
     running: dict[int, asyncio.Future[None]] = field(default_factory=dict)
     begun: list[int] = field(default_factory=list)
     stored: int = 0
@@ -39,6 +40,7 @@ class Uploads:
             self.tasks,
             self.gate,
             limit=self.limit,
+            per_object=self.per_object,
             seconds=self.seconds,
             retry_seconds=self.retry_seconds,
             at_once=self.at_once,
@@ -50,6 +52,8 @@ class Uploads:
     async def _upload(self, dirty: DirtyObject) -> None:
         assert dirty.index not in self.running, "two at once"
         self.begun.append(dirty.index)
+        for block in dirty.blocks.values():
+            block.fill(BYTES)
         dirty.begin_upload()
         end = self.running[dirty.index] = asyncio.get_running_loop().create_future()
         try:
@@ -60,16 +64,16 @@ class Uploads:
     def _on_stored(self) -> None:
         self.stored += 1
 
-    def change(self, index: int, *, absent: bool = False) -> DirtyObject:
+    def change(self, index: int, *, absent: bool = False, data: bytes = BYTES) -> DirtyObject:
         """Change the one block of an object."""
         dirty = self.writeback.touch(index, absent=absent)
         block = dirty.blocks.get(index)
         if block is None:
             block = Block(index, len(BYTES))
-            block.write(0, BYTES)
+            block.write(0, data)
             self.writeback.add(dirty, block)
         else:
-            block.write(0, BYTES)
+            block.write(0, data)
         return dirty
 
     async def end(self, index: int, error: SwiftnbdError | None = None) -> None:
@@ -228,6 +232,48 @@ async def test_whoever_waits_for_room_has_something_stored() -> None:
     uploads.change(2)
     await turns()
     assert uploads.begun == [1]
+
+
+async def test_object_that_is_being_filled_is_left_alone_while_another_makes_room() -> None:
+    uploads = Uploads()
+    uploads.change(1, data=BYTES[:2])
+    uploads.change(2)
+    uploads.writeback.press()
+    await turns()
+    assert uploads.begun == [2]
+    uploads.change(1)  # all of it now
+    uploads.change(3, data=BYTES[:2])
+    await turns()
+    assert uploads.begun == [2, 1]
+    await uploads.end(2)
+    await uploads.end(1)
+    assert uploads.begun == [2, 1, 3]  # nothing else can make room
+    await uploads.end(3)
+    uploads.writeback.relax()
+
+
+async def test_half_full_object_that_others_came_after_makes_room() -> None:
+    uploads = Uploads(limit=64)
+    for index in range(FILLING_MAX + 2):
+        uploads.change(index, data=BYTES[:2])
+    uploads.change(FILLING_MAX + 2)
+    uploads.writeback.press()
+    await turns()
+    assert uploads.begun == [0, 1, 2, FILLING_MAX + 2]
+    for index in tuple(uploads.running):
+        uploads.writeback.relax()
+        await uploads.end(index)
+
+
+async def test_object_that_is_being_filled_is_stored_at_its_age() -> None:
+    uploads = Uploads(seconds=0.0)
+    uploads.change(1, data=BYTES[:2])
+    uploads.change(2)
+    uploads.writeback.press()
+    await turns()
+    assert uploads.begun == [1, 2]
+    await uploads.end(1)
+    await uploads.end(2)
 
 
 async def test_closed_gate_cuts_uploads_short_and_starts_none_until_it_opens() -> None:
