@@ -66,6 +66,10 @@ class StoreUnavailable(StoreError):
         self.retry_after = retry_after
 
 
+class StoreBusy(StoreUnavailable):
+    """The store answers, but not to this request now: a limit of rate, or a newer write nearby."""
+
+
 class CorruptObject(StoreError):
     """An answer whose length or checksum is wrong. Another try may reach a good replica."""
 

@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""How exports are cached: flags for all of them, and keys of the secrets file for one.
+"""How exports are cached: flags for all of them, and keys of the secrets file for one."""
 
-A flag and the key of the same name take the same values.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
-
-import click
+from typing import Final
 
 from swiftnbd.cli.flags import flag_group, flags_of
+from swiftnbd.cli.settings import Setting, SettingTable
 from swiftnbd.cli.sizes import parse_size
 from swiftnbd.export.settings import CacheMode, CacheSettings
 
@@ -51,31 +46,17 @@ def _requests(text: str) -> int:
     return int(text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """The key ``name``, the field of `CacheSettings` it sets, and how its text is read.
-
-    ``parse`` raises ValueError for what is not ``expected``.
-    """
-
-    name: str
-    field: str
-    parse: Callable[[str], Any]
-    expected: str
-    metavar: str
-    help: str
-
-
-_SETTINGS: Final = (
-    _Setting(
+CACHE_SETTINGS: Final = SettingTable(
+    Setting(
         "cache-limit",
         "cache_bytes",
         _cache_megabytes,
         _SIZE_EXPECTED,
         "MB",
         f"Cache memory limit of each export in MB (default: {_DEFAULTS.cache_bytes // _MEGABYTE}).",
+        short="-c",
     ),
-    _Setting(
+    Setting(
         "cache-mode",
         "mode",
         lambda text: CacheMode(text.lower()),
@@ -84,7 +65,7 @@ _SETTINGS: Final = (
         "writeback: a write is done when it is in the cache, and durable after a flush; "
         f"writethrough: when it is durable (default: {_DEFAULTS.mode.value}).",
     ),
-    _Setting(
+    Setting(
         "dirty-limit",
         "dirty_bytes",
         _megabytes,
@@ -92,7 +73,7 @@ _SETTINGS: Final = (
         "MB",
         "Of the cache, what may be written and not stored yet (default: half of it).",
     ),
-    _Setting(
+    Setting(
         "dirty-seconds",
         "dirty_seconds",
         _seconds,
@@ -100,7 +81,7 @@ _SETTINGS: Final = (
         "SECONDS",
         f"Store what was written that long ago, unasked (default: {_DEFAULTS.dirty_seconds:.0f}).",
     ),
-    _Setting(
+    Setting(
         "read-ahead",
         "read_ahead_bytes",
         _megabytes,
@@ -109,7 +90,7 @@ _SETTINGS: Final = (
         "Fetch up to so much ahead of a sequential reader; 0: nothing "
         f"(default: {_DEFAULTS.read_ahead_bytes // _MEGABYTE}).",
     ),
-    _Setting(
+    Setting(
         "requests",
         "requests",
         _requests,
@@ -119,20 +100,6 @@ _SETTINGS: Final = (
         f"(default: {_DEFAULTS.requests}, and {_DEFAULTS.reads_reserved} more for reads).",
     ),
 )
-_BY_NAME: Final = {setting.name: setting for setting in _SETTINGS}
-CACHE_KEYS: Final = frozenset(_BY_NAME)
-
-
-def parse_setting(name: str, text: str) -> tuple[str, Any]:
-    """The field of `CacheSettings` that the key ``name`` sets, and its value.
-
-    Raises ValueError, saying what is expected.
-    """
-    setting = _BY_NAME[name]
-    try:
-        return setting.field, setting.parse(text.strip())
-    except ValueError:
-        raise ValueError(f"is not {setting.expected}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,35 +116,9 @@ class CacheOptions:
     @property
     def settings(self) -> CacheSettings:
         """For every export whose section does not say otherwise."""
-        values = {
-            setting.field: getattr(self, setting.name.replace("-", "_")) for setting in _SETTINGS
-        }
-        return CacheSettings(**{key: value for key, value in values.items() if value is not None})
+        return CacheSettings(**CACHE_SETTINGS.given(self))
 
-
-def _parse(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """A click callback."""
-    if value is None:
-        return None
-    try:
-        return parse_setting(str(param.name).replace("_", "-"), value)[1]
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} {error}", ctx=ctx, param=param) from None
-
-
-_cache = flags_of("How they are cached")
 
 cache_options = flag_group(
-    "caching",
-    CacheOptions,
-    *(
-        _cache(
-            *(("-c",) if setting.name == "cache-limit" else ()),
-            f"--{setting.name}",
-            metavar=setting.metavar,
-            callback=_parse,
-            help=setting.help,
-        )
-        for setting in _SETTINGS
-    ),
+    "caching", CacheOptions, *CACHE_SETTINGS.flags(flags_of("How they are cached"))
 )

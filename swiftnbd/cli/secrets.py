@@ -12,8 +12,10 @@ import os
 import stat
 from typing import Any, TextIO
 
-from swiftnbd.cli.cache import CACHE_KEYS, parse_setting
+from swiftnbd.cli.cache import CACHE_SETTINGS
 from swiftnbd.cli.networks import NAMES, parse_rules
+from swiftnbd.cli.outages import OUTAGE_SETTINGS
+from swiftnbd.cli.settings import SettingTable
 from swiftnbd.errors import ConfigError, StoreError
 from swiftnbd.server.access import Access, Rule
 from swiftnbd.server.config import Credentials, ExportConfig
@@ -22,16 +24,20 @@ from swiftnbd.store.checks import check_container_name
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
 SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 
-_KNOWN = CACHE_KEYS | {
-    "username",
-    "password",
-    "read-only",
-    "multi-conn",
-    "allow",
-    "deny",
-    "tls",
-    "authurl",
-}
+_KNOWN = (
+    CACHE_SETTINGS.keys
+    | OUTAGE_SETTINGS.keys
+    | {
+        "username",
+        "password",
+        "read-only",
+        "multi-conn",
+        "allow",
+        "deny",
+        "tls",
+        "authurl",
+    }
+)
 _WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
     "": False,  # as if the key was not there
     "0": False,
@@ -127,15 +133,16 @@ def _export(path: str, section: configparser.SectionProxy, need_login: bool) -> 
         multi_conn=_word(path, section, "multi-conn", default=True),
         access=access,
         tls_only=_tls_only(path, section),
-        cache=_cache(path, section),
+        cache=_settings(path, section, CACHE_SETTINGS),
+        outages=_settings(path, section, OUTAGE_SETTINGS),
     )
 
 
-def _cache(path: str, section: configparser.SectionProxy) -> dict[str, Any]:
+def _settings(path: str, section: configparser.SectionProxy, table: SettingTable) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for key in sorted(CACHE_KEYS & set(section)):
+    for key in sorted(table.keys & set(section)):
         try:
-            field, value = parse_setting(key, section[key])
+            field, value = table.parse(key, section[key])
         except ValueError as error:
             raise ConfigError(f"{path}: {key} of [{section.name}] {error}") from None
         settings[field] = value

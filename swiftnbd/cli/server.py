@@ -15,10 +15,10 @@ import click
 from swiftnbd.cli import run
 from swiftnbd.cli.activation import take_handed_over
 from swiftnbd.cli.cache import CacheOptions, cache_options
-from swiftnbd.cli.common import locked_by
-from swiftnbd.cli.exits import EPILOG, SeveralFailed
+from swiftnbd.cli.exits import EPILOG
 from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.cli.options import SharedOptions, shared_options
+from swiftnbd.cli.outages import OutageOptions, outage_options
 from swiftnbd.cli.server_options import (
     PID_FILE_DEFAULT,
     ExportOptions,
@@ -34,6 +34,7 @@ from swiftnbd.cli.server_options import (
 )
 from swiftnbd.cli.tls import TlsOptions, tls_options
 from swiftnbd.errors import SwiftnbdError
+from swiftnbd.export.settings import OutageSettings
 from swiftnbd.log import log_for_server
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
 from swiftnbd.server.daemon import (
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
     from swiftnbd.store.base import Store
 
 PROGRAM = "swiftnbd-server"
-
-_LOADS_AT_ONCE_MAX = 16
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +87,7 @@ class Plan:
 @cache_options
 @tls_options
 @lock_options
+@outage_options
 @handshake_options
 @process_options
 def server(
@@ -97,6 +97,7 @@ def server(
     caching: CacheOptions,
     encryption: TlsOptions,
     locking: LockOptions,
+    outage: OutageOptions,
     handshake: HandshakeOptions,
     process: ProcessOptions,
 ) -> int:
@@ -110,6 +111,7 @@ def server(
     log_for_server(verbose=options.verbose, syslog=process.syslog, log_file=process.log_file)
     auth = options.auth()
     exports = serving.exports(options.exports(auth))
+    longest = max(outages_of(export, outage.settings).seconds for export in exports)
     # whoever has started us in such a way waits for us, and standard output is theirs
     is_captive = bool(listen.single or listen.run or handed_over)
     plan = Plan(
@@ -127,9 +129,9 @@ def server(
             list_exports=not serving.no_list,
             structured_replies=not handshake.no_sr,
             mask_handshake=handshake.mask_handshake,
-            pace=locking.pace(options.settle, with_outages=auth.directory is None),
+            pace=locking.pace(options.settle, longest if auth.directory is None else 0.0),
             takeover=locking.takeover,
-            outage_seconds=locking.timeout,
+            outages=outage.settings,
         ),
         auth,
         exports,
@@ -150,6 +152,11 @@ def server(
     return work(lambda: None) if process.foreground or is_captive else run_detached(work)
 
 
+def outages_of(export: ExportConfig, settings: OutageSettings) -> OutageSettings:
+    """How an export meets outages, given how the others do."""
+    return replace(settings, **export.outages)
+
+
 def serve(plan: Plan, detach: Detach) -> int:
     """Hold the pid file and run the server to its end; the exit code."""
     with PidFile(plan.pid_file) if plan.pid_file else nullcontext():
@@ -158,21 +165,47 @@ def serve(plan: Plan, detach: Detach) -> int:
 
 
 async def _serve(plan: Plan, detach: Detach) -> int:
+    from swiftnbd.cli.loading import loaded
     from swiftnbd.cli.stores import Stores
     from swiftnbd.server.server import Server
 
     def ready(places: "Sequence[Place]") -> None:
         if plan.prints_uris:
-            for name in exports:
+            for name in exports.ready:
                 for place in places:
                     click.echo(place.uri(name, encrypted=plan.is_tls_only(name)))
             sys.stdout.flush()
         detach()
 
-    async with Stores(plan.auth, seconds=plan.server.outage_seconds) as stores:
-        exports = await load_exports(plan, stores.open)
-        captive = partial(_captive, plan, tuple(exports)) if plan.command else None
-        return await Server(exports, with_room(plan.server, len(exports))).run(ready, captive)
+    def open_store(export: ExportConfig) -> "Store":
+        return stores.open(export, seconds=outages_of(export, plan.server.outages).seconds)
+
+    async with (
+        Stores(plan.auth) as stores,
+        loaded([new_export(plan, config, open_store) for config in plan.exports]) as exports,
+    ):
+        captive = partial(_captive, plan, tuple(exports.ready)) if plan.command else None
+        config = with_room(plan.server, len(plan.exports))
+        return await Server(exports.ready, config, exports.coming).run(ready, captive)
+
+
+def new_export(
+    plan: Plan, config: ExportConfig, open_store: "Callable[[ExportConfig], Store]"
+) -> "Export":
+    """An export as the flags and its section say, not loaded yet."""
+    from swiftnbd.export.export import Export
+
+    return Export(
+        config.name,
+        open_store(config),
+        config.read_only,
+        replace(plan.server.cache, **config.cache),
+        multi_conn=config.multi_conn,
+        tls_only=config.tls_only,
+        pace=plan.server.pace,
+        takeover=plan.server.takeover,
+        outages=outages_of(config, plan.server.outages),
+    )
 
 
 def with_room(config: ServerConfig, exports: int) -> ServerConfig:
@@ -205,52 +238,6 @@ def _captive(plan: Plan, names: Sequence[str], places: "Sequence[Place]") -> "Ca
     }
     assert plan.command is not None
     return Captive(plan.command, os.environ | environment)
-
-
-async def load_exports(
-    plan: Plan, open_store: "Callable[[ExportConfig], Store]"
-) -> "dict[str, Export]":
-    """Every container that can be served, by name. One WARNING for each that cannot."""
-    import asyncio
-
-    from swiftnbd.export.export import Export
-
-    slots = asyncio.Semaphore(_LOADS_AT_ONCE_MAX)
-
-    async def load(config: ExportConfig) -> Export | SwiftnbdError:
-        async with slots:
-            store = open_store(config)
-            export = Export(
-                config.name,
-                store,
-                config.read_only,
-                replace(plan.server.cache, **config.cache),
-                multi_conn=config.multi_conn,
-                tls_only=config.tls_only,
-                pace=plan.server.pace,
-                takeover=plan.server.takeover,
-                outage_seconds=plan.server.outage_seconds,
-            )
-            try:
-                await export.load()
-            except SwiftnbdError as error:
-                return error
-            return export
-
-    results = await asyncio.gather(*(load(config) for config in plan.exports))
-    failures = []
-    exports = {}
-    for config, result in zip(plan.exports, results, strict=True):
-        if isinstance(result, SwiftnbdError):
-            log.warning("%s: %s; skipping", config.name, result)
-            failures.append(result)
-        else:
-            exports[config.name] = result
-            if holder := result.info.client:
-                log.info("%s", locked_by(config.name, holder))
-    if not exports:
-        raise SeveralFailed("no container is left to export", failures)
-    return exports
 
 
 def main(argv: Sequence[str] | None = None) -> None:

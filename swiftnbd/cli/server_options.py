@@ -15,7 +15,6 @@ from swiftnbd.export.pace import Pace
 from swiftnbd.server.access import Access, Rule
 from swiftnbd.server.config import (
     HANDSHAKE_SECONDS_DEFAULT,
-    OUTAGE_SECONDS_DEFAULT,
     ExportConfig,
     InheritedSocket,
     ListenAddress,
@@ -28,7 +27,6 @@ PID_FILE_DEFAULT = os.path.join(tempfile.gettempdir(), "swiftnbd.pid")
 
 _HANDSHAKE_SECONDS_MAX = 3600.0
 _TERM_SECONDS_MIN, _TERM_SECONDS_MAX = 1.0, 24 * 3600.0
-_TIMEOUT_SECONDS_MIN, _TIMEOUT_SECONDS_MAX = 0.5, 24 * 3600.0
 _CONNECTIONS_MAX = 100_000
 _PRIVATE = "-"
 
@@ -264,13 +262,13 @@ class LockOptions:
 
     takeover: bool
     lock_term: float
-    timeout: float
 
-    def pace(self, settle_seconds: float, *, with_outages: bool) -> Pace:
-        """How to lock, checked against the outages that a store may have."""
+    def pace(self, settle_seconds: float, outage_seconds: float) -> Pace:
+        """How to lock, checked against the longest outage that requests survive (0: there are
+        none)."""
         pace = Pace(settle_seconds, self.lock_term)
-        if with_outages:
-            pace.check_outages(self.timeout)
+        if outage_seconds:
+            pace.check_outages(outage_seconds)
         return pace
 
 
@@ -293,14 +291,6 @@ lock_options = flag_group(
         show_default=True,
         help="How long a container stays ours while the store cannot be reached; then nothing is "
         "answered until it can. On a Swift more than 1.2 times the --timeout.",
-    ),
-    _lock(
-        "--timeout",
-        type=click.FloatRange(_TIMEOUT_SECONDS_MIN, _TIMEOUT_SECONDS_MAX),
-        metavar="SECONDS",
-        default=OUTAGE_SECONDS_DEFAULT,
-        show_default=True,
-        help="How long a request to a Swift is tried before it fails.",
     ),
 )
 

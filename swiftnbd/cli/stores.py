@@ -10,20 +10,22 @@ from swiftnbd.server.config import AuthConfig, Credentials, ExportConfig
 from swiftnbd.store.base import Store
 
 if TYPE_CHECKING:
-    from swiftnbd.store.open import SwiftAccount
+    from swiftnbd.store.open import Outages, SwiftAccount
 
 
 class Stores:
     """Opens the stores of one configuration and closes them all in the end.
 
-    Containers with the same login share an account: its token and its connections. ``seconds``
-    is how long one operation on a Swift may take, retries included (default: the store's own).
+    Containers with the same login share an account: its token and its connections. All of one
+    Swift share what is known of its outages. ``seconds`` is how long one operation on a Swift may
+    take, retries included (default: the store's own).
     """
 
     def __init__(self, auth: AuthConfig, *, seconds: float | None = None) -> None:
         self._auth = auth
         self._seconds = seconds
         self.traffic = StoreTraffic()  # of all Swift accounts
+        self._outages: Outages | None = None
         self._accounts: dict[Credentials, SwiftAccount] = {}
         self._stores: list[Store] = []
 
@@ -41,29 +43,31 @@ class Stores:
         for account in self._accounts.values():
             await account.close()
 
-    def open(self, export: ExportConfig) -> Store:
-        """The store of one container. Nothing is sent yet."""
+    def open(self, export: ExportConfig, *, seconds: float | None = None) -> Store:
+        """The store of one container, perhaps with ``seconds`` of its own. Nothing is sent yet."""
         directory = self._auth.directory
         if directory is None:
-            store = self._open_swift(export)
+            store = self._open_swift(export, self._seconds if seconds is None else seconds)
         else:
             store = _open_directory(directory, export)
         self._stores.append(store)
         return store
 
-    def _open_swift(self, export: ExportConfig) -> Store:
+    def _open_swift(self, export: ExportConfig, seconds: float | None) -> Store:
         from swiftnbd.store.open import Patience, open_swift
 
         assert export.credentials is not None
-        patience = None if self._seconds is None else Patience(self._seconds)
+        patience = None if seconds is None else Patience(seconds)
         return open_swift(self._account(export.credentials), export.name, patience)
 
     def _account(self, login: Credentials) -> "SwiftAccount":
-        from swiftnbd.store.open import SwiftAccount, V1Auth
+        from swiftnbd.store.open import Outages, SwiftAccount, V1Auth
 
+        if self._outages is None:
+            self._outages = Outages()
         if login not in self._accounts:
             auth = V1Auth(self._auth.url, login.username, login.password)
-            self._accounts[login] = SwiftAccount(auth, traffic=self.traffic)
+            self._accounts[login] = SwiftAccount(auth, traffic=self.traffic, outages=self._outages)
         return self._accounts[login]
 
 

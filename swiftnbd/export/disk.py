@@ -41,7 +41,9 @@ READ_AHEAD_STREAMS = 8  # nbdcopy reads in four places, and a file system has re
 class ObjectDevice(Device):
     """A disk of ``geometry`` in ``store``, cached as ``settings`` say.
 
-    ``exclusive``: nobody else writes to it; see `swiftnbd.export.objects`.
+    ``exclusive``: nobody else writes to it; see `swiftnbd.export.objects`. ``flush_seconds``: how
+    long a flush goes on without anything being stored, ``request_seconds``: how long any other
+    request waits for the store; None: for ever. ``close_seconds``: the last flush, if another time.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class ObjectDevice(Device):
         *,
         counters: Counters | None = None,
         exclusive: bool = True,
-        flush_seconds: float = FLUSH_SECONDS_MAX,
-        request_seconds: float = REQUEST_SECONDS_MAX,
+        flush_seconds: float | None = FLUSH_SECONDS_MAX,
+        close_seconds: float | None = None,
+        request_seconds: float | None = REQUEST_SECONDS_MAX,
     ) -> None:
         settings = settings or CacheSettings()
         settings.check(geometry)
@@ -62,7 +65,8 @@ class ObjectDevice(Device):
         self.counters = counters if counters is not None else Counters()
         self._label = store.label
         self._flush_seconds = flush_seconds
-        self._flushes: set[asyncio.Timeout] = set()
+        self._close_seconds = flush_seconds if close_seconds is None else close_seconds
+        self._flushes: dict[asyncio.Timeout, float] = {}
         objects = DiskObjects(
             store,
             geometry,
@@ -212,12 +216,16 @@ class ObjectDevice(Device):
     # Making durable
 
     async def flush(self) -> None:
+        await self._flush(self._flush_seconds)
+
+    async def _flush(self, seconds: float | None) -> None:
         changes = [(dirty, dirty.generation) for dirty in self._disk.writeback.objects.values()]
         if not changes and self._gate.is_open:
             return
         try:
-            async with asyncio.timeout(self._flush_seconds) as patience:
-                self._flushes.add(patience)
+            async with asyncio.timeout(seconds) as patience:
+                if seconds is not None:
+                    self._flushes[patience] = seconds
                 await self._gate.passing()
                 await for_each(changes, self._stored, go_on=True)
                 await self._gate.passing()
@@ -225,10 +233,10 @@ class ObjectDevice(Device):
             raise ExportError(
                 EIO,
                 f"{self._label}: {self.dirty_bytes} bytes are not stored, "
-                f"and nothing was for {self._flush_seconds:.0f} s",
+                f"and nothing was for {seconds or 0:.0f} s",
             ) from None
         finally:
-            self._flushes.discard(patience)
+            self._flushes.pop(patience, None)
 
     def _went_on(self) -> None:
         """Something was stored: there may be room, and whoever flushes has reason to wait on.
@@ -236,16 +244,16 @@ class ObjectDevice(Device):
         A flush of much takes long; it fails only when nothing moves any more.
         """
         self._disk.serve_soon()
-        until = asyncio.get_running_loop().time() + self._flush_seconds
-        for patience in self._flushes:
+        now = asyncio.get_running_loop().time()
+        for patience, seconds in self._flushes.items():
             if not patience.expired():
-                patience.reschedule(until)
+                patience.reschedule(now + seconds)
 
     async def _stored(self, change: tuple[DirtyObject, int]) -> None:
         await self._disk.writeback.stored(*change)
 
     async def close(self) -> None:
-        await self.flush()
+        await self._flush(self._close_seconds)
         self._disk.writeback.close()
         await self._disk.tasks.close()
 

@@ -33,13 +33,13 @@ from swiftnbd.errors import (
     SwiftnbdError,
 )
 from swiftnbd.export.device import Device
-from swiftnbd.export.disk import FLUSH_SECONDS_MAX, ObjectDevice
+from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import NOBODY, Lock, Sighting
 from swiftnbd.export.marks import describe_holder, mark_for
 from swiftnbd.export.pace import Pace
-from swiftnbd.export.settings import CacheSettings
+from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
 from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
@@ -75,7 +75,7 @@ class Export:
     read_only: bool = False
     cache: CacheSettings = field(default_factory=CacheSettings)
     pace: Pace = field(default_factory=Pace)
-    outage_seconds: float = FLUSH_SECONDS_MAX  # how long a request may wait for the store
+    outages: OutageSettings = field(default_factory=OutageSettings)
     takeover: bool = False  # from a holder that gives no sign of life
     multi_conn: bool = True  # else one connection is the whole client
     tls_only: bool = False  # only clients whose connection is encrypted may know of it
@@ -163,20 +163,23 @@ class Export:
         if self.device is not None:
             log.info("%s: %s goes on where the last client stopped", self.name, client)
             return
-        store = self.store
+        waits = self.outages.policy is OnOutage.WAIT
+        store = self.store.waiting() if waits else self.store
         if self.read_only:
             await self.load()
         else:
             await self._let_go()
             store = Leased(store, await self._acquire(client))
+        seconds = self.outages.request_seconds
         self.device = ObjectDevice(
             store,
             self.info.geometry,
             self.cache,
             counters=self.counters,
             exclusive=not self.read_only,
-            flush_seconds=self.outage_seconds,
-            request_seconds=self.outage_seconds + TURN_SECONDS,
+            flush_seconds=seconds,
+            close_seconds=self.outages.seconds,
+            request_seconds=None if seconds is None else seconds + TURN_SECONDS,
         )
         if self._keeper is not None and self._keeper.is_suspended:
             self.device.suspend()  # the lease was over before there was a device to tell
@@ -187,8 +190,9 @@ class Export:
         if self.device is None or self._lock is None or not self._lock.predecessor.binding:
             return
         try:
-            await self.device.recall(self._lock.predecessor.binding)
-        except SwiftnbdError as error:
+            async with asyncio.timeout(self.outages.seconds):
+                await self.device.recall(self._lock.predecessor.binding)
+        except (SwiftnbdError, TimeoutError) as error:
             log.info("%s: which objects exist has to be found out again: %s", self.name, error)
 
     async def _remember(self) -> None:
@@ -196,8 +200,9 @@ class Export:
         if self.device is None or self._lock is None:
             return
         try:
-            await self.device.remember(self._lock.tenure.binding)
-        except SwiftnbdError as error:
+            async with asyncio.timeout(self.outages.seconds):
+                await self.device.remember(self._lock.tenure.binding)
+        except (SwiftnbdError, TimeoutError) as error:
             log.info("%s: which objects exist could not be kept: %s", self.name, error)
 
     def _check_not_lost(self) -> None:

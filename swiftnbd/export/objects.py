@@ -66,7 +66,7 @@ class DiskObjects:
         counters: Counters,
         *,
         exclusive: bool = True,
-        request_seconds: float = REQUEST_SECONDS_MAX,
+        request_seconds: float | None = REQUEST_SECONDS_MAX,
     ) -> None:
         self.label = store.label
         self.size = geometry.object_size
@@ -222,6 +222,7 @@ class DiskObjects:
                 async with self._slots.one(urgent=urgent, key=key):
                     yield
         except TimeoutError:
+            assert self._request_seconds is not None, "nothing else here is timed"
             raise ExportError(
                 EIO, f"{self.label}: no answer within {self._request_seconds:.0f} s"
             ) from None

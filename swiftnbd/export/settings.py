@@ -20,6 +20,30 @@ class CacheMode(Enum):
     WRITETHROUGH = "writethrough"  # when it is durable
 
 
+class OnOutage(Enum):
+    """What becomes of a client's request that the store does not answer in time."""
+
+    ERROR = "error"  # it fails, after a while
+    WAIT = "wait"  # it waits until the store is back, and the client decides for how long
+
+
+@dataclass(frozen=True, slots=True)
+class OutageSettings:
+    """How outages of a store are met.
+
+    ``seconds``: how long a request is tried before it fails. Where clients' requests wait, that
+    holds for all others: locking, unlocking, writing back when the last client has gone.
+    """
+
+    seconds: float = 60.0  # half of the 120 s after which a Linux task counts as hung
+    policy: OnOutage = OnOutage.ERROR
+
+    @property
+    def request_seconds(self) -> float | None:
+        """How long a client's request may take; None: as long as it takes."""
+        return None if self.policy is OnOutage.WAIT else self.seconds
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
     """Settings of one export's cache.

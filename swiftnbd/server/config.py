@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from swiftnbd.export.pace import Pace
-from swiftnbd.export.settings import CacheSettings
+from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.server.access import Access
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
-OUTAGE_SECONDS_DEFAULT = 60.0  # half of the 120 s after which a Linux task counts as hung
 HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
 CONNECTIONS_DEFAULT = 200  # each may take some memory, see docs/SECURITY.md
 CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every place
@@ -48,7 +47,8 @@ class AuthConfig:
 class ExportConfig:
     """One container to work on; ``credentials`` are None for the directory store only.
 
-    ``cache`` are the fields of `CacheSettings` in which it differs from the server's.
+    ``cache`` and ``outages`` are the fields of `CacheSettings` and `OutageSettings` in which it
+    differs from the server's.
     """
 
     name: str
@@ -58,6 +58,7 @@ class ExportConfig:
     access: Access = field(default_factory=Access)
     tls_only: bool = False
     cache: Mapping[str, Any] = field(default_factory=dict)
+    outages: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ class ServerConfig:
 
     ``listen`` is where clients come in; with a ``connection`` it serves that one, and ends with
     it. ``access`` goes for all exports, ``export_access`` for some of them in addition.
-    ``takeover``: from a holder that gives no sign of life. ``outage_seconds`` is how long a request
-    to a Swift is tried before it fails.
+    ``takeover``: from a holder that gives no sign of life. ``cache`` and ``outages`` go for each
+    export that does not say otherwise.
 
     ``default_export`` is what the empty name means; None: the only export, if there is but one.
     ``structured_replies`` and ``mask_handshake`` (what is left of the handshake flags) take from
@@ -127,7 +128,7 @@ class ServerConfig:
     export_access: Mapping[str, Access] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
     takeover: bool = False
-    outage_seconds: float = OUTAGE_SECONDS_DEFAULT
+    outages: OutageSettings = field(default_factory=OutageSettings)
     tls: TlsConfig | None = None
     default_export: str | None = None
     list_exports: bool = True

@@ -34,8 +34,9 @@ from swiftnbd.server.tls_transport import TLS_BYTES_MAX
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX, Transmission
 
 BYTES_AT_WORK_MAX = 256 * 1024 * 1024  # of all connections: eight requests of the largest size
-# Without progress in writing back: a store operation may take 60, and unlocking comes after it
-SHUTDOWN_SECONDS_MAX = 90.0
+# Without progress in writing back, beyond what a store operation may take: unlocking comes after
+# it. systemd's own patience is 90 s, and what is lost should be told before that ends.
+SHUTDOWN_SECONDS_MORE = 15.0
 LEAVING_SECONDS_MAX = 5.0  # for what a left connection asked for, while its successor waits
 LOST_RANGES_SHOWN_MAX = 10  # in one log line
 
@@ -43,11 +44,17 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves ``exports`` by name, each loaded already."""
+    """Serves ``exports`` by name, each loaded already. ``coming`` ones may be added later."""
 
-    def __init__(self, exports: Mapping[str, Export], config: ServerConfig) -> None:
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        config: ServerConfig,
+        coming: Mapping[str, Export] | None = None,
+    ) -> None:
         """Raises `ConfigError` for TLS that cannot be."""
         self._exports = exports
+        self._coming = coming or {}
         self._config = config
         self._tls = server_tls(config.tls) if config.tls else None
         self._budget = Budget(BYTES_AT_WORK_MAX)
@@ -96,7 +103,8 @@ class Server:
         self._watch = asyncio.get_running_loop().create_task(watch)
         for place in places:
             log.info("serving on %s", place)
-        memory = memory_bytes_max(self._config, (export.cache for export in self._exports.values()))
+        exports = (*self._exports.values(), *self._coming.values())
+        memory = memory_bytes_max(self._config, (export.cache for export in exports))
         log.info("clients can make it take %d MiB of memory at most", memory // (1024 * 1024))
         if self._config.connection is not None:
             self._standard = StandardClient(self._config.connection)
@@ -112,11 +120,14 @@ class Server:
         loop = asyncio.get_running_loop()
         orderly = loop.create_task(self._shut_down())
         forced = loop.create_task(self._forced.wait())
+        patience = SHUTDOWN_SECONDS_MORE + max(
+            (export.outages.seconds for export in self._exports.values()), default=0.0
+        )
         unstored = inf
         while self._unstored() < unstored:  # slow is no reason to lose bytes: it must stand still
             unstored = self._unstored()
             done, _ = await asyncio.wait(
-                {orderly, forced}, timeout=SHUTDOWN_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED
+                {orderly, forced}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )
             if done:
                 break
@@ -130,7 +141,7 @@ class Server:
             self._watch.cancel()
             await asyncio.wait([self._watch])
         whole = [self._report_loss(export) for export in self._exports.values()]
-        for export in self._exports.values():
+        for export in list(self._exports.values()):
             await export.abandon()
         log.info("exiting")
         return all(whole)

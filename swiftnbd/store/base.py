@@ -150,6 +150,13 @@ class Store(ABC):
         A store whose None is proof by itself ignores it.
         """
 
+    def waiting(self) -> "Store":
+        """The same container, whose operations wait for the end of any outage.
+
+        A store that has none answers itself. Close only the original.
+        """
+        return self
+
     async def close(self) -> None:
         """Release connections and threads. Idempotent."""
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from swiftnbd.store.auth import V1Auth
 from swiftnbd.store.base import Store
+from swiftnbd.store.outages import Outages
 from swiftnbd.store.proven import Proven
 from swiftnbd.store.retrying import DEADLINE_SECONDS_DEFAULT, Retrying
 from swiftnbd.store.swift import SwiftStore
 from swiftnbd.store.swift_http import SwiftAccount, Timeouts
 
 __all__ = [
+    "Outages",
     "Patience",
     "SwiftAccount",
     "Timeouts",
@@ -34,5 +36,9 @@ class Patience:
 def open_swift(account: SwiftAccount, container: str, patience: Patience | None = None) -> Store:
     """A container of a Swift account. Close the store, and after all of them the account."""
     patience = Patience() if patience is None else patience
-    proven = Proven(SwiftStore(account, container))
-    return Retrying(proven, deadline_seconds=patience.deadline_seconds, traffic=account.traffic)
+    return Retrying(
+        Proven(SwiftStore(account, container)),
+        deadline_seconds=patience.deadline_seconds,
+        traffic=account.traffic,
+        circuit=account.outages.circuit(container),
+    )

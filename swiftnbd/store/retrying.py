@@ -3,7 +3,8 @@
 
 Between tries it waits: exponential back-off with full jitter (a random part of the whole delay, so
 that many operations that failed together do not come back together), or longer if the store asked
-for it. A last try is made shortly before the deadline.
+for it. A last try is made shortly before the deadline. In an outage it waits for its turn instead
+(`swiftnbd.store.outages`), and so does whoever comes new.
 
 Two things a try can leave behind when its reply is lost:
 
@@ -20,9 +21,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import md5
+from math import inf
 from typing import TypeVar
 
-from swiftnbd.errors import CorruptObject, ObjectExists, StoreError, StoreUnavailable
+from swiftnbd.errors import (
+    CorruptObject,
+    ObjectExists,
+    StoreError,
+    StoreUnavailable,
+    SwiftnbdError,
+)
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
@@ -34,9 +42,13 @@ from swiftnbd.store.base import (
     ObjectInfo,
     Store,
 )
+from swiftnbd.store.outages import Circuit
 
 DEADLINE_SECONDS_DEFAULT = 60.0  # half of the 120 s after which a Linux task counts as hung
 TRY_SECONDS_MAX = 35.0  # above what a single request may take, as Proven makes several
+# In an outage a new try begins every second: this bounds how many hang at once. The slowest good
+# answers take a little more than 10 s, when Swift waits for one of several servers that hangs.
+PROBE_SECONDS_MAX = 15.0
 DELAY_SECONDS_FIRST = 0.1  # a restarted object server is back that fast
 DELAY_SECONDS_MAX = 5.0  # still some ten tries in a minute
 LAST_TRY_SECONDS = 2.0  # kept for the last try; a good answer takes much less
@@ -58,7 +70,10 @@ class Pacing:
 
 @dataclass(slots=True)
 class Effort:
-    """How far an operation has come: which try this is, and how many bodies were corrupt."""
+    """How far an operation has come: which try this is, and how many bodies were corrupt.
+
+    ``episode`` is the outage in which it was counted as held; 0: in none.
+    """
 
     what: str
     begin: float
@@ -66,10 +81,15 @@ class Effort:
     tries: int = 0
     corrupt: int = 0
     last: bool = False
+    episode: int = 0
 
 
 class Retrying(Store):
-    """``store`` with patience: `StoreUnavailable` never leaves it."""
+    """``store`` with patience: `StoreUnavailable` never leaves it.
+
+    ``deadline_seconds``: of one operation, `math.inf` for none. ``circuit``: shared by all who use
+    the container; None: every operation is on its own.
+    """
 
     def __init__(
         self,
@@ -79,6 +99,7 @@ class Retrying(Store):
         try_seconds: float = TRY_SECONDS_MAX,
         pacing: Pacing | None = None,
         traffic: StoreTraffic | None = None,
+        circuit: Circuit | None = None,
     ) -> None:
         self.label = store.label
         self._store = store
@@ -86,6 +107,7 @@ class Retrying(Store):
         self._try_seconds = try_seconds
         self._pacing = Pacing() if pacing is None else pacing
         self._traffic = StoreTraffic() if traffic is None else traffic
+        self._circuit = circuit
         self._trouble_logged = -TROUBLE_LOG_SECONDS
 
     async def get(
@@ -158,6 +180,16 @@ class Retrying(Store):
     def set_canary(self, name: str | None) -> None:
         self._store.set_canary(name)
 
+    def waiting(self) -> Store:
+        return Retrying(
+            self._store,
+            deadline_seconds=inf,
+            try_seconds=self._try_seconds,
+            pacing=self._pacing,
+            traffic=self._traffic,
+            circuit=self._circuit,
+        )
+
     async def close(self) -> None:
         await self._store.close()
 
@@ -170,8 +202,11 @@ class Retrying(Store):
     async def _retry(self, what: str, attempt: Callable[[Effort], Awaitable[T]]) -> T:
         begin = self._pacing.clock()
         effort = Effort(what, begin, begin + self._deadline_seconds)
+        if self._circuit is not None and self._circuit.is_open:
+            await self._pass(self._circuit, effort)
         while True:
             effort.tries += 1
+            self._traffic.retries += effort.tries > 1
             try:
                 return await self._try(effort, attempt)
             except CorruptObject as error:
@@ -181,28 +216,67 @@ class Retrying(Store):
                 failed: StoreError = error
             except StoreUnavailable as error:
                 failed = error
-            await self._wait(effort, failed)
+            if self._circuit is not None and self._circuit.is_open:
+                await self._pass(self._circuit, effort)
+            else:
+                await self._wait(effort, failed)
 
     async def _try(self, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]) -> T:
+        if self._circuit is None:
+            return await self._try_alone(effort, attempt)
+        return await self._try_in_circuit(self._circuit, effort, attempt)
+
+    async def _try_in_circuit(
+        self, circuit: Circuit, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]
+    ) -> T:
+        """One try whose end, or lack of one, all others who use the container learn of."""
+        began = circuit.began()
+        seconds = circuit.hangs_seconds
+        hangs = StoreUnavailable(f"{self.label}: {effort.what}: no answer for {seconds:g} s")
+        alarm = asyncio.get_running_loop().call_later(seconds, circuit.suspect, began, hangs)
+        try:
+            result = await self._try_alone(effort, attempt)
+        except StoreUnavailable as error:
+            circuit.failed(began, error)
+            raise
+        except SwiftnbdError:
+            circuit.answered()
+            raise
+        finally:
+            alarm.cancel()
+        circuit.answered()
+        return result
+
+    async def _try_alone(self, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]) -> T:
         """One try, which has an end even if the store below forgets its own limits."""
         left = max(0.0, effort.end - self._pacing.clock())
-        timeout = asyncio.timeout(min(self._try_seconds, left))
+        is_probe = self._circuit is not None and self._circuit.is_open
+        longest = min(self._try_seconds, PROBE_SECONDS_MAX) if is_probe else self._try_seconds
+        timeout = asyncio.timeout(min(longest, left))
         try:
             async with timeout:
                 return await attempt(effort)
         except TimeoutError:
             raise StoreUnavailable(f"{self.label}: {effort.what}: no answer") from None
 
+    async def _pass(self, circuit: Circuit, effort: Effort) -> None:
+        """Wait until the outage is over or it is our turn to try; raise if that is too late."""
+        if effort.episode != circuit.episode:
+            effort.episode = circuit.episode
+            circuit.held()
+        left = effort.end - self._pacing.clock()
+        try:
+            await circuit.passing(None if left == inf else left)
+        except StoreUnavailable as error:
+            circuit.gave_up()
+            raise self._given_up(effort, error) from error
+
     async def _wait(self, effort: Effort, error: StoreError) -> None:
         """Wait until the next try is due; raise if there is none."""
         now = self._pacing.clock()
         left = effort.end - now
         if effort.last or left <= 0:
-            elapsed = now - effort.begin
-            tries = "try" if effort.tries == 1 else "tries"
-            raise StoreError(
-                f"{error} (gave up after {effort.tries} {tries} in {elapsed:.0f} s)"
-            ) from error
+            raise self._given_up(effort, error) from error
         delay = self._delay(effort, error)
         if delay >= left - LAST_TRY_SECONDS:
             effort.last = True
@@ -210,7 +284,13 @@ class Retrying(Store):
         log.debug("%s; try %d in %.1f s", error, effort.tries + 1, delay)
         self._say_trouble(now, error)
         await self._pacing.sleep(delay)
-        self._traffic.retries += 1
+
+    def _given_up(self, effort: Effort, error: StoreError) -> StoreError:
+        elapsed = self._pacing.clock() - effort.begin
+        tries = "try" if effort.tries == 1 else "tries"
+        text = f"{error} (gave up after {effort.tries} {tries} in {elapsed:.0f} s)"
+        own = f"{self.label}: {effort.what}"
+        return StoreError(text if text.startswith(own) else f"{own}: not done, as {text}")
 
     def _delay(self, effort: Effort, error: StoreError) -> float:
         exponent = min(effort.tries - 1, 16)  # far beyond the maximum, and no huge numbers
@@ -221,4 +301,9 @@ class Retrying(Store):
     def _say_trouble(self, now: float, error: StoreError) -> None:
         if now - self._trouble_logged >= TROUBLE_LOG_SECONDS:
             self._trouble_logged = now
-            log.info("%s; trying again for up to %.0f s", error, self._deadline_seconds)
+            log.info("%s; it is tried again%s", error, self._until)
+
+    @property
+    def _until(self) -> str:
+        seconds = self._deadline_seconds
+        return "" if seconds == inf else f" for up to {seconds:.0f} s"

@@ -22,8 +22,8 @@ from swiftnbd.errors import (
     ContainerNotEmpty,
     CorruptObject,
     ObjectExists,
+    StoreBusy,
     StoreError,
-    StoreUnavailable,
 )
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
@@ -128,7 +128,7 @@ class SwiftStore(Store):
         if answer.status == 412 and if_absent:
             raise ObjectExists(f"{self.label}: {name} exists")
         if 200 <= answer.status < 300 and answer.status != 201:
-            raise StoreUnavailable(f"{what}: {answer.status} {answer.reason}: it was not written")
+            raise StoreBusy(f"{what}: {answer.status} {answer.reason}: it was not written")
         if answer.status != 201:
             raise failure(what, answer)
         if answer.etag != etag:

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from swiftnbd.errors import (
     AccessRefused,
     CorruptObject,
+    StoreBusy,
     StoreError,
     StoreFull,
     StoreUnavailable,
@@ -26,9 +27,11 @@ REASON_LENGTH_MAX = 120
 METADATA_PREFIX = "x-container-meta-"
 TOKEN_HEADER = "x-object-meta-swiftnbd-token"  # noqa: S105
 
-# 404 stands here because it only comes here for requests it says nothing about: a PUT or POST
-# gets it while the account server is away. 409 is a replica with a newer timestamp.
-_PASSING = frozenset({404, 408, 409, 425, 429, 498, 499})
+# It says nothing about the requests for which it comes here: a PUT or POST gets it while the
+# account server is away.
+_LOST = frozenset({404})
+# 409 is a replica with a newer timestamp; the others are limits of rate, or our own slowness.
+_BUSY = frozenset({408, 409, 425, 429, 498, 499})
 _FULL = frozenset({413, 507})
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
@@ -62,8 +65,10 @@ def failure(what: str, answer: Answer) -> StoreError:
         return CorruptObject(f"{message}: the body arrived damaged")
     if status in _FULL:
         return StoreFull(message)
-    if status >= 500 or status in _PASSING:
+    if status >= 500 or status in _LOST:
         return StoreUnavailable(message, retry_after(answer.headers))
+    if status in _BUSY:
+        return StoreBusy(message, retry_after(answer.headers))
     if status == 400:
         return StoreError(f"{message}: {_clean(answer.body.decode(errors='replace'))}")
     return StoreError(f"{message} was not expected")

@@ -28,6 +28,7 @@ from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.store.auth import Auth
 from swiftnbd.store.base import Buffer
+from swiftnbd.store.outages import Outages
 from swiftnbd.store.swift_answers import Answer
 
 CONNECT_SECONDS_MAX = 5.0  # a lost SYN is sent again after 1 and 3 s
@@ -72,9 +73,14 @@ class SwiftAccount:
         *,
         expect_continue: bool = True,
         traffic: StoreTraffic | None = None,
+        outages: Outages | None = None,
     ) -> None:
-        """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang."""
+        """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang.
+
+        ``outages``: shared with other accounts of the same Swift.
+        """
         self.traffic = StoreTraffic() if traffic is None else traffic
+        self.outages = Outages() if outages is None else outages
         self._auth = auth
         self._expect_continue = expect_continue
         self._timeouts = Timeouts() if timeouts is None else timeouts
@@ -112,6 +118,7 @@ class SwiftAccount:
     async def close(self) -> None:
         """Close all connections. Idempotent."""
         self._closed = True
+        self.outages.close()
         if self._logging_in is not None:
             self._logging_in.cancel()
             await asyncio.wait([self._logging_in])

@@ -332,5 +332,5 @@ async def test_trouble_is_logged_now_and_then(
     with pytest.raises(StoreError):
         await store.get("n")
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "memory:disk: 503; trying again for up to 60 s"
+    assert lines[0] == "memory:disk: 503; it is tried again for up to 60 s"
     assert 4 <= len(lines) <= 6
