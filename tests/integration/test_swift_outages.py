@@ -22,6 +22,8 @@ NAME = "disk.part/00000042"
 DATA = b"precious" * 1000
 BLOB = Blob(DATA, md5(DATA).hexdigest())
 
+pytestmark = pytest.mark.allows_log("WARNING .*outage of .*; requests wait, and it is asked again")
+
 
 @pytest.fixture
 async def account(own_swift: RealSwift) -> AsyncIterator[SwiftAccount]:

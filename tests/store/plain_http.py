@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""The back door to a real Swift: plain HTTP with the standard library."""
+"""The back door to a Swift, real or fake: plain HTTP with the standard library."""
 
 import asyncio
 import http.client
 import json
+from collections.abc import Mapping
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from tests.store.contract import BackDoor
-from tests.support.swift_aio import KEY, USER, RealSwift
+from tests.support.swift_aio import KEY, USER
+
+
+class Swift(Protocol):
+    """Whatever has a proxy on loopback."""
+
+    @property
+    def ports(self) -> Mapping[str, int]: ...
 
 
 class SwiftBack(BackDoor):
-    """A container of a real Swift, by requests of our own making."""
+    """A container of a Swift, by requests of our own making."""
 
-    def __init__(self, swift: RealSwift, container: str) -> None:
+    def __init__(self, swift: Swift, container: str) -> None:
         self.port = swift.ports["proxy"]
         self.container = container
         self.token = ""

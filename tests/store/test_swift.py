@@ -47,6 +47,15 @@ class TestSwift(StoreContract):
     def back(self, real_swift: RealSwift, container_name: str, store: Store) -> BackDoor:
         return SwiftBack(real_swift, container_name)
 
+    # a PUT's 404 is an account out of reach, not a container that is missing
+    @pytest.mark.allows_log("WARNING .*outage of .*: PUT .*: 404 Not Found; requests wait")
+    async def test_without_a_container_nothing_is_there_and_nothing_is_made(
+        self, fresh: Store, impatient: Store
+    ) -> None:
+        await super().test_without_a_container_nothing_is_there_and_nothing_is_made(
+            fresh, impatient
+        )
+
     async def test_policy(self, store: Store) -> None:
         info = await store.info()
         assert info is not None
