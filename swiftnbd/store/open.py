@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from swiftnbd.store.auth import V1Auth
 from swiftnbd.store.base import Store
+from swiftnbd.store.http import Timeouts
 from swiftnbd.store.outages import Outages
 from swiftnbd.store.proven import Proven
 from swiftnbd.store.retrying import DEADLINE_SECONDS_DEFAULT, Retrying
 from swiftnbd.store.swift import SwiftStore
-from swiftnbd.store.swift_http import SwiftAccount, Timeouts
+from swiftnbd.store.swift_http import SwiftAccount
 
 __all__ = [
     "Outages",

@@ -150,20 +150,25 @@ class FakeCluster:
 
 
 class Proxy:
-    """One proxy. ``skew``: its clock, in seconds ahead. It knows containers it has seen."""
+    """One proxy. ``skew``: its clock, in seconds ahead. It knows containers it has seen.
+
+    ``hangs``: it takes connections and requests, and answers none of them.
+    """
 
     def __init__(self, cluster: FakeCluster) -> None:
         self.skew = 0.0
-        self.port = 0
+        self.hangs = False
+        self.host, self.port = "127.0.0.1", 0
+        self.requests = 0
         self._cluster = cluster
         self._known: set[str] = set()
         self._last = 0.0
         self._runner: web.ServerRunner | None = None
 
-    async def start(self, host: str = "127.0.0.1") -> None:
+    async def start(self) -> None:
         self._runner = web.ServerRunner(web.Server(self._serve), shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, self.port)
+        site = web.TCPSite(self._runner, self.host, self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -173,6 +178,12 @@ class Proxy:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        server = None if self._runner is None else self._runner.server
+        return 0 if server is None else len(server.connections)
 
     def forget(self) -> None:
         """Lose what was cached, as a restart does."""
@@ -186,6 +197,9 @@ class Proxy:
     # HTTP
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.requests += 1
+        if self.hangs:
+            await self._cluster.ended.wait()
         path, _, query = request.raw_path.partition("?")
         if path == "/auth/v1.0":
             return _response(self._log_in(request), request.method)

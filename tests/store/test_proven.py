@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from swiftnbd.errors import ContainerMissing, StoreError, StoreUnavailable
+from swiftnbd.store.http import Timeouts
 from swiftnbd.store.proven import EVIDENCE_SECONDS_MAX, Prober, Proven
 from swiftnbd.store.swift import SwiftStore
-from swiftnbd.store.swift_http import SwiftAccount, Timeouts
+from swiftnbd.store.swift_http import SwiftAccount
 from tests.store.fake_swift import FakeSwift, Reply, Seen
 
 CANARY = "swiftnbd/canary"

@@ -23,8 +23,9 @@ from swiftnbd.errors import (
 )
 from swiftnbd.store.auth import Login
 from swiftnbd.store.base import Blob
+from swiftnbd.store.http import Timeouts, _read_whole
 from swiftnbd.store.swift import SwiftStore
-from swiftnbd.store.swift_http import SwiftAccount, Timeouts, _read_whole
+from swiftnbd.store.swift_http import SwiftAccount
 from tests.store.fake_swift import FakeSwift, Reply, Seen, reply_with
 
 NAME = "disk.part/00000042"

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: MIT
+"""HTTP with a Swift: single requests, on any of its addresses.
+
+A request here is a single try. aiohttp would quietly send it again after a lost connection; that
+is switched off, because a caller must know that a request may have been done twice.
+
+A body is sent only after the server has asked for it (``Expect: 100-continue``). A request that we
+gave up is not gone: a proxy that hung can wake up, find it whole in its socket, stamp it with the
+present time and carry it out, over everything that was written since. Without its body it cannot.
+(A late DELETE has no body to withhold.) What the extra round trip costs is lost in the noise.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+import swiftnbd
+from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
+from swiftnbd.metrics import Seen, StoreTraffic
+from swiftnbd.store.base import Buffer
+from swiftnbd.store.proxies import Proxies, Proxy
+from swiftnbd.store.swift_answers import Answer
+
+CONNECT_SECONDS_MAX = 5.0  # a lost SYN is sent again after 1 and 3 s
+# The slowest good answers: 20 to 30 s, when Swift itself waits for a server that hangs. A try
+# that takes longer is better begun anew on another connection.
+REQUEST_SECONDS_MAX = 30.0
+# Of several addresses: a connection is tried for less, and one that has not answered anything for
+# so long is asked no more while there is another. (Should it only have waited for a server of its
+# own that hangs, 10 s, so will the others, and then each is given its full time.)
+CONNECT_SECONDS_AMONG_SEVERAL = 2.0
+SILENT_SECONDS_AMONG_SEVERAL = 5.0
+ERROR_BYTES_MAX = 64 * 1024  # of an error's body; Swift's are below 1 KiB
+SEND_BYTES_MAX = 256 * 1024  # handed to the transport at once, between checks of its high water
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a single request may take."""
+
+    connect_seconds: float = CONNECT_SECONDS_MAX
+    total_seconds: float = REQUEST_SECONDS_MAX
+    connect_seconds_among_several: float = CONNECT_SECONDS_AMONG_SEVERAL
+    silent_seconds_among_several: float = SILENT_SECONDS_AMONG_SEVERAL
+
+
+class Http:
+    """Requests to one Swift, whose addresses they share. Close it in the end."""
+
+    def __init__(
+        self, timeouts: Timeouts, traffic: StoreTraffic, *, expect_continue: bool = True
+    ) -> None:
+        """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang."""
+        self._timeouts = timeouts
+        self._traffic = traffic
+        self._expect_continue = expect_continue
+        self._proxies: Proxies | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._closed = True
+        if self._proxies is not None:
+            await self._proxies.close()
+
+    async def send(
+        self,
+        what: str,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        data: Buffer | None,
+        body_max: int,
+    ) -> Answer:
+        """One try, on one of the addresses of Swift; on the next if that one did nothing of it.
+
+        ``what`` begins the message of an error. A body in the answer may have ``body_max`` bytes.
+        """
+        body = None if data is None else _Body(data)
+        options: dict[str, Any] = {
+            "headers": headers,
+            "read_bufsize": max(body_max, ERROR_BYTES_MAX),
+            "allow_redirects": False,
+        }
+        if body is not None:
+            options["data"] = body
+            options["expect100"] = self._expect_continue and len(data or b"") > 0
+        exchange = _Exchange(what, method, url, options, body, body_max)
+        proxies = await self._proxies_at(url)
+        begin, tried = time.monotonic(), list[Proxy]()
+        while True:
+            try:
+                proxy = await proxies.pick(tried)
+                tried.append(proxy)
+                answer = await self._ask(proxies, proxy, exchange)
+            except aiohttp.ClientConnectorCertificateError as error:
+                raise StoreError(f"{what}: {error.certificate_error}") from None
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if isinstance(error, _UNDONE) and proxies.has_other(tried):
+                    log.debug("%s: %s: %s", what, proxy.address, _reason(error))
+                    continue
+                took = time.monotonic() - begin
+                raise StoreUnavailable(f"{what}: {_reason(error)} after {took:.1f} s") from error
+            log.debug("%s: %d in %.0f ms", what, answer.status, (time.monotonic() - begin) * 1000)
+            return answer
+
+    async def _ask(self, proxies: Proxies, proxy: Proxy, exchange: "_Exchange") -> Answer:
+        """Send a request to one address."""
+        timeouts = self._timeouts
+        among_several = proxies.has_better(proxy)
+        connect = timeouts.connect_seconds
+        if among_several:
+            connect = min(connect, timeouts.connect_seconds_among_several)
+        connections = proxy.connections
+        connections.take()
+        silence = _Silence(proxies, proxy, exchange, timeouts)
+        try:
+            with self._traffic.request(exchange.method) as seen:
+                async with asyncio.timeout(timeouts.total_seconds) as patience:
+                    with silence.noticed(patience):
+                        return await exchange.carry_out(connections.session, connect, proxy, seen)
+        except (aiohttp.ClientConnectorError, TimeoutError):
+            await proxy.failed()
+            if silence.was_long:
+                raise _SilentError from None
+            raise
+        except (aiohttp.ClientError, OSError):
+            await proxy.drop_connections()  # the others may have ended with this one
+            raise
+        finally:
+            await connections.done()
+
+    async def _proxies_at(self, url: URL) -> Proxies:
+        """Those behind the host of the storage URL, which another login may have changed."""
+        if self._closed:
+            raise StoreError("the Swift account is closed")
+        host, port = url.host, url.port
+        assert host is not None
+        assert port is not None
+        old = self._proxies
+        if old is None or (old.host, old.port) != (host, port):
+            self._proxies = Proxies(host, port, self._new_session)
+            if old is not None:
+                await old.close()
+        assert self._proxies is not None
+        return self._proxies
+
+    def _new_session(self, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+        session = aiohttp.ClientSession(
+            connector=connector,
+            headers={
+                "Accept-Encoding": "identity",
+                "User-Agent": f"swiftnbd/{swiftnbd.__version__}",
+            },
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
+        # There is no public switch. A test sees to it that this one goes on working.
+        session._retry_connection = False
+        return session
+
+
+class _SilentError(TimeoutError):
+    """An address was left as it had not answered anything for a while. Our body it has not."""
+
+
+# With these the server has done nothing that counts: another may be asked.
+_UNDONE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, _SilentError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Exchange:
+    """A request, and what its answer may be like."""
+
+    what: str
+    method: str
+    url: URL
+    options: Mapping[str, Any]
+    body: "_Body | None"
+    body_max: int
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether it changes nothing if it is carried out later, after we went elsewhere."""
+        if self.method == "PUT" and self.body is not None:
+            return bool(self.options["expect100"]) and not self.body.is_begun
+        return self.method in ("GET", "HEAD")
+
+    async def carry_out(
+        self, session: aiohttp.ClientSession, connect: float, proxy: Proxy, seen: Seen
+    ) -> Answer:
+        """Send it to this proxy; connecting may take ``connect`` seconds."""
+        async with session.request(
+            self.method,
+            self.url,
+            # no total: it would not cover how a body is read here
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+            **self.options,
+        ) as response:
+            proxy.answered()
+            seen.status = response.status
+            is_head = self.method == "HEAD"
+            body = b"" if is_head else await _read(self.what, response, self.body_max)
+            return Answer(response.status, response.reason or "", response.headers, body)
+
+
+class _Silence:
+    """Ends a request on an address that answers nobody, if there is another to ask."""
+
+    def __init__(
+        self, proxies: Proxies, proxy: Proxy, exchange: _Exchange, timeouts: Timeouts
+    ) -> None:
+        self.was_long = False
+        self._proxies, self._proxy, self._exchange = proxies, proxy, exchange
+        self._answers = proxy.answers
+        self._seconds = timeouts.silent_seconds_among_several
+
+    @contextmanager
+    def noticed(self, patience: asyncio.Timeout) -> Iterator[None]:
+        """While this lasts, ``patience`` may be made to end at once."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._seconds, self._look, patience)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _look(self, patience: asyncio.Timeout) -> None:
+        is_silent = self._proxy.answers == self._answers
+        if is_silent and self._exchange.is_harmless and self._proxies.has_better(self._proxy):
+            self.was_long = True
+            patience.reschedule(asyncio.get_running_loop().time())
+
+
+class _Body(aiohttp.Payload):
+    """A body in the caller's buffer, sent in parts and without a copy."""
+
+    def __init__(self, data: Buffer) -> None:
+        super().__init__(data, content_type="application/octet-stream")
+        self.is_begun = False  # some of it was sent
+        self._view = memoryview(data).cast("B")
+        self._size = len(self._view)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return str(self._view, encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self.is_begun = True
+        for start in range(0, len(self._view), SEND_BYTES_MAX):
+            await writer.write(self._view[start : start + SEND_BYTES_MAX])
+
+
+async def _read(what: str, response: aiohttp.ClientResponse, body_max: int) -> bytes:
+    """The whole body, if it is not longer than it may be."""
+    if not 200 <= response.status < 300:
+        return await response.content.read(ERROR_BYTES_MAX)
+    length = response.content_length
+    if length is not None and length <= body_max:
+        return await _read_whole(response.content)
+    parts, size = [], 0
+    while length is None and (part := await response.content.readany()):
+        parts.append(part)
+        size += len(part)
+        if size > body_max:
+            break
+    if length is not None or size > body_max:
+        response.close()  # with the rest of it
+        much = f"at least {size}" if length is None else str(length)
+        raise CorruptObject(f"{what}: a body of {much} bytes, expected at most {body_max}")
+    return b"".join(parts)
+
+
+async def _read_whole(content: aiohttp.StreamReader) -> bytes:
+    """A body of known length; aiohttp takes no byte more, and fails if one is missing.
+
+    This wakes up once, when all of it is there, not for each piece. aiohttp would stop reading
+    at twice the ``read_bufsize`` of the request, which must be more than the length.
+    """
+    if content.exception() is None:
+        await content.wait_eof()
+    return content.read_nowait()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, socket.gaierror):
+        return "the name of the server is not found"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the body ended early"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return type(error).__name__
