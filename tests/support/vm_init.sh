@@ -54,7 +54,7 @@ setup() {
     mount -t devtmpfs dev /dev
     for word in $(cat /proc/cmdline); do
         case $word in
-            port=* | read_only_port=* | export=* | size=* | script=*) eval "$word" ;;
+            port=* | read_only_port=* | export=* | size=* | seconds=* | script=*) eval "$word" ;;
         esac
     done
     while read -r module; do
