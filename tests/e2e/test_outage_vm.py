@@ -73,7 +73,11 @@ def fio(server: ServerProcess, name: str, seconds: float, folder: Path) -> Itera
         ],
         cwd=folder,
     )
+    connected = f"negotiated export: {name}"  # once to look, once to work
     try:
+        server.wait_until(
+            lambda: sum(connected in line for line in server.stderr.lines) > 1, connected, 60
+        )
         yield report
         assert process.wait(vm.BOOT_SECONDS_MAX) == 0, report.read_text()
     finally:
