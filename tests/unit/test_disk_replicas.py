@@ -97,9 +97,7 @@ async def test_what_was_written_while_its_object_was_deleted_lies_on_zeros() -> 
         assert disk.has(0) == expected
 
 
-async def test_put_that_was_given_up_and_lands_late_does_not_keep_its_object_from_being_stored() -> (
-    None
-):
+async def test_put_given_up_that_lands_late_does_not_keep_its_object_from_being_stored() -> None:
     """Its other blocks are read before it lands; the next upload fetches them afterwards."""
     async with a_disk(settings=caching(block_bytes=128)) as disk:
         disk.put(0, A)
