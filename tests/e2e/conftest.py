@@ -88,13 +88,15 @@ def make_backend(kind: str, request: pytest.FixtureRequest, directory: Path) -> 
 
 
 @contextmanager
-def launcher(backend: Backend, directory: Path) -> Iterator[Launch]:
+def launcher(
+    backend: Backend, directory: Path, *, program: tuple[str, ...] = ()
+) -> Iterator[Launch]:
     """Starts servers; at the end they must end well, having logged nothing odd."""
     servers: list[ServerProcess] = []
 
     def launch(*names: str, strict: bool = False, extra: tuple[str, ...] = ()) -> ServerProcess:
         arguments = (*backend.arguments, *extra)
-        server = ServerProcess(*arguments, workdir=directory, strict=strict)
+        server = ServerProcess(*arguments, workdir=directory, strict=strict, program=program)
         servers.append(server)
         server.wait_ready(*names)
         return server

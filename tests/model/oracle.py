@@ -114,16 +114,17 @@ class Flushing:
 
 @dataclass
 class Oracle:
-    """The candidates of ``size`` bytes in blocks of ``block``, all zeros at first."""
+    """The candidates of ``size`` bytes in blocks of ``block``, all ``blank`` (zeros) at first."""
 
     size: int
     block: int
+    blank: Change | None = None
     time: int = 0
     running: set[Change] = field(default_factory=set)
     readings: set[Reading] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        blank = Change(0, self.size, None, ended=0)
+        blank = self.blank or Change(0, self.size, None, ended=0)
         starts = range(0, self.size, self.block)
         self.readable = Runs(Run(start, start + self.block, {blank}) for start in starts)
         self.storable = Runs(self.readable)
@@ -135,7 +136,14 @@ class Oracle:
     # Changes
 
     def begin_change(self, start: int, end: int, tag: int | None) -> Change:
-        change = Change(start, end, tag, began=self._tick())
+        change = Change(start, end, tag)
+        self.begin(change)
+        return change
+
+    def begin(self, change: Change) -> None:
+        """`begin_change`, with a change whose bytes are not a matter of a tag perhaps."""
+        start, end = change.start, change.end
+        change.began = self._tick()
         self.running.add(change)
         for runs in (self.readable, self.storable):
             for run in runs.within(start, end):
@@ -145,7 +153,6 @@ class Oracle:
                 reading.undisturbed = False
                 for run in reading.legal.within(max(start, reading.start), min(end, reading.end)):
                     run.changes.add(change)
-        return change
 
     def end_change(self, change: Change, *, rules_out: bool, durable: bool) -> None:
         change.ended = self._tick()

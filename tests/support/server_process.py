@@ -57,14 +57,21 @@ class ServerProcess:
     """One swiftnbd-server in the foreground on a free port.
 
     ``arguments`` say where its containers are. ``strict`` runs it with Python's development
-    mode and every Python warning as an error. It may open ``files_max`` files.
+    mode and every Python warning as an error. It may open ``files_max`` files. ``program`` is
+    what Python runs, if not the installed script.
     """
 
     def __init__(
-        self, *arguments: str, workdir: Path, strict: bool = False, files_max: int | None = None
+        self,
+        *arguments: str,
+        workdir: Path,
+        strict: bool = False,
+        files_max: int | None = None,
+        program: tuple[str, ...] = (),
     ) -> None:
         self.pid_file = workdir / f"server-{time.monotonic_ns()}.pid"
-        command = [sys.executable, *(STRICT if strict else ()), script("swiftnbd-server")]
+        program = program or (script("swiftnbd-server"),)
+        command = [sys.executable, *(STRICT if strict else ()), *program]
         command += ["-f", "-p", "0", "--pid-file", str(self.pid_file), *arguments]
         if files_max is not None:
             command = ["prlimit", f"--nofile={files_max}:{files_max}", *command]
