@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
 UNUSED_SECONDS_MAX = 7 * 24 * 3600
 PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync", "fallocate", "blkdiscard")
 MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
-SCRIPTS = ("init", "device", "outage", "powercut", "recover", "roundtrip")
+SCRIPTS = ("init", "device", "outage", "powercut", "recover", "roundtrip", "soak")
 
 _HERE = Path(__file__).parent
 _BUILD_VERSION = "3"  # change it when the build itself changes
@@ -84,15 +84,22 @@ class Machine:
         """The names of the steps that passed."""
         return re.findall(r"PASS (\w+)", self.console)
 
+    def lines(self, first_word: str) -> list[list[str]]:
+        """The words behind ``first_word`` of each line of the console that begins with it."""
+        words = (line.split() for line in self._console.lines)
+        return [rest for first, *rest in filter(None, words) if first == first_word]
+
     def wait_for(self, text: str) -> None:
         """Wait for a text on the console."""
+        self.wait_until(lambda: text in self.console, repr(text))
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something on the console that makes ``condition`` true."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: text in self.console or self._console.ended, BOOT_SECONDS_MAX
-            )
-        if text not in self.console:
+            self._changed.wait_for(lambda: condition() or self._console.ended, BOOT_SECONDS_MAX)
+        if not condition():
             self.cut_power()
-            pytest.fail(f"the VM never said {text!r}:\n{self.console}")
+            pytest.fail(f"the VM never said {what}:\n{self.console}")
 
     def wait(self) -> None:
         """Wait until it has powered itself off."""
@@ -103,6 +110,7 @@ class Machine:
         """Be gone at once."""
         self.process.kill()
         self.process.wait()
+        self._console.thread.join()  # what it said last is read, too
 
 
 def boot(

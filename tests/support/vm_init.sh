@@ -55,6 +55,7 @@ setup() {
     for word in $(cat /proc/cmdline); do
         case $word in
             port=* | read_only_port=* | export=* | size=* | seconds=* | script=*) eval "$word" ;;
+            fresh=* | connections=*) eval "$word" ;;
         esac
     done
     while read -r module; do
