@@ -22,6 +22,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 from yarl import URL
 
 import swiftnbd
@@ -165,6 +166,7 @@ class Http:
                 "User-Agent": f"swiftnbd/{swiftnbd.__version__}",
             },
             auto_decompress=False,
+            request_class=_Request,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
@@ -243,6 +245,22 @@ class _Silence:
         if is_silent and self._exchange.is_harmless and self._proxies.has_better(self._proxy):
             self.was_long = True
             patience.reschedule(asyncio.get_running_loop().time())
+
+
+class _Request(aiohttp.ClientRequest):
+    """A request whose body is sent by a task that does not fail on its own.
+
+    If the connection closes while the head of a PUT is sent, the request fails, and nobody asks
+    aiohttp's task why: what it has to say would be an ERROR with a traceback in the log.
+    """
+
+    async def write_bytes(
+        self, writer: AbstractStreamWriter, conn: Connection, *rest: Any, **named: Any
+    ) -> None:
+        try:
+            await super().write_bytes(writer, conn, *rest, **named)
+        except OSError:
+            conn.close()  # whoever waits for the answer learns of it so
 
 
 class _Body(aiohttp.Payload):

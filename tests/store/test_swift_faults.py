@@ -11,6 +11,7 @@ from hashlib import md5
 import aiohttp
 import pytest
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_writer import StreamWriter
 
 from swiftnbd.errors import (
     AccessRefused,
@@ -49,6 +50,23 @@ async def store(fake: FakeSwift) -> AsyncIterator[SwiftStore]:
 
 
 # PUT
+
+
+async def test_put_on_a_connection_that_closes_at_that_moment_fails_without_a_traceback(
+    fake: FakeSwift, store: SwiftStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiohttp sends the body in a task, whose error nobody takes: then it would be in the log."""
+    await store.put(NAME, b"before")
+
+    def send_headers(self: StreamWriter) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(StreamWriter, "send_headers", send_headers)
+    with pytest.raises(StoreUnavailable, match="the connection was closed"):
+        await store.put(NAME, DATA)
+    monkeypatch.undo()
+    assert fake.objects == {NAME: b"before"}
+    assert await store.put(NAME, DATA) == ETAG
 
 
 async def test_put_sends_md5_and_identity(fake: FakeSwift, store: SwiftStore) -> None:
