@@ -7,6 +7,7 @@ import click
 
 from swiftnbd.cli import run
 from swiftnbd.cli.common import PROGRAM
+from swiftnbd.cli.ctl_check_auth import check_auth_command
 from swiftnbd.cli.ctl_delete import delete_command
 from swiftnbd.cli.ctl_download import download_command
 from swiftnbd.cli.ctl_list import list_command
@@ -21,6 +22,7 @@ from swiftnbd.log import log_for_ctl
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     commands=[
+        check_auth_command,
         list_command,
         setup_command,
         lock_command,

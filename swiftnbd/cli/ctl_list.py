@@ -39,11 +39,12 @@ class Row:
 @click.option(
     "-s", "--simple-output", "simple", is_flag=True, help="One plain line per container on stdout."
 )
+@click.argument("containers", nargs=-1, metavar="[CONTAINER]...")
 @click.pass_obj
-def list_command(options: SharedOptions, *, simple: bool) -> int:
-    """List all containers and their information."""
+def list_command(options: SharedOptions, *, simple: bool, containers: tuple[str, ...]) -> int:
+    """List these containers, or all of the secrets file, and their information."""
     auth = options.auth()
-    exports = options.exports(auth)
+    exports = options.exports(auth, containers)
     table = sys.stdout.isatty() and not simple
     results = run.run_interruptible(PROGRAM, lambda: _describe_all(auth, exports, count=table))
     rows = [result for result in results if isinstance(result, Row)]

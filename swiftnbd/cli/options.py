@@ -1,28 +1,133 @@
 # SPDX-License-Identifier: MIT
 """The flags both programs share, and what they add up to."""
 
-from dataclasses import dataclass
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from swiftnbd import __version__
 from swiftnbd.cli.flags import flag_group, flags_of
-from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT, load_secrets
+from swiftnbd.cli.login import LoginKeys, check_url
+from swiftnbd.cli.login_options import DIRECTORY_SCHEME, LoginFlags, login_options
+from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT, Section, load_secrets
+from swiftnbd.cli.sources import has_login, login_of
 from swiftnbd.errors import ConfigError, ContainerMissing, StoreError
 from swiftnbd.export.pace import Pace
-from swiftnbd.server.config import AuthConfig, ExportConfig, KeystoneConfig
+from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.checks import check_container_name
-
-DIRECTORY_SCHEME = "file:"
-
-_KEYSTONE = KeystoneConfig()
+from swiftnbd.store.login import LoginSettings
 
 _SETTLE_SECONDS_MAX = 60.0
 
+
+@dataclass(frozen=True, slots=True)
+class SharedOptions:
+    """The shared flags as given. Methods raise ConfigError for what cannot be used."""
+
+    secrets: str | None = None
+    verbose: bool = False
+    settle: float = Pace().settle_seconds
+    login: LoginFlags = field(default_factory=LoginFlags)
+
+    @property
+    def pace(self) -> Pace:
+        """How to lock."""
+        return Pace(settle_seconds=self.settle)
+
+    def auth(self) -> AuthConfig:
+        """Where the containers are, checked."""
+        url = self.login.auth_url
+        if url and self.login.os_cloud:
+            raise ConfigError("give either -a or --os-cloud")
+        if url.startswith(DIRECTORY_SCHEME):
+            return AuthConfig(url, directory=_directory(url))
+        if url:
+            check_url(url)
+        return AuthConfig(url)
+
+    def exports(self, auth: AuthConfig, names: Sequence[str] = ()) -> tuple[ExportConfig, ...]:
+        """The containers of these ``names``, or all there are to work on; at least one."""
+        sections = self._sections(auth, needed=not names)
+        if names:
+            return tuple(self._export(auth, sections, name) for name in dict.fromkeys(names))
+        if sections is not None:
+            return tuple(self._with_login(auth, section) for section in sections.values())
+        from swiftnbd.store.directory import containers  # late: --help needs none of it
+
+        assert auth.directory is not None
+        exports = tuple(ExportConfig(name) for name in containers(auth.directory))
+        if not exports:
+            missing = "" if auth.directory.exists() else ", which does not exist"
+            raise ContainerMissing(
+                f"no container is set up under {auth.directory}{missing}; "
+                f"run: swiftnbd-ctl -a {auth.url} setup NAME --size 1G"
+            )
+        return exports
+
+    def export(self, auth: AuthConfig, container: str) -> ExportConfig:
+        """The one container a command names."""
+        return self.exports(auth, (container,))[0]
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there is a secrets file that can be read."""
+        return self.secrets is not None or os.access(SECRETS_FILE_DEFAULT, os.R_OK)
+
+    def login_alone(self) -> LoginSettings | None:
+        """The login of flags and environment, for no container in particular, if there is one."""
+        if not self._has_login():
+            return None
+        return login_of(_nothing("the login"), self.login.keys(), os.environ)
+
+    def _sections(self, auth: AuthConfig, *, needed: bool) -> dict[str, Section] | None:
+        """The secrets file by container; None if there is none to look at."""
+        path = self.secrets or SECRETS_FILE_DEFAULT
+        if self.secrets is None:
+            if auth.directory is not None:
+                return None
+            # one that is another user's business does not keep us from a login that needs none
+            if not self.has_secrets and not needed and self._has_login():
+                return None
+        return {section.export.name: section for section in load_secrets(path)}
+
+    def _has_login(self) -> bool:
+        # who names a file does not mean whatever happens to be in the environment
+        return has_login(self.login.keys(), os.environ, ambient=self.secrets is None)
+
+    def _export(
+        self, auth: AuthConfig, sections: dict[str, Section] | None, name: str
+    ) -> ExportConfig:
+        try:
+            check_container_name(name)
+        except StoreError as error:
+            raise ConfigError(str(error)) from None
+        if sections is not None and name in sections:
+            return self._with_login(auth, sections[name])
+        if auth.directory is None and self._has_login():
+            return self._with_login(
+                auth, Section(ExportConfig(name), _nothing(f"the login for {name}"))
+            )
+        if auth.directory is None or sections is not None:
+            path = self.secrets or SECRETS_FILE_DEFAULT
+            raise ContainerMissing(f"{name} not found in {path}: add a section [{name}]")
+        return ExportConfig(name)
+
+    def _with_login(self, auth: AuthConfig, section: Section) -> ExportConfig:
+        if auth.directory is not None:
+            return section.export
+        return replace(section.export, login=login_of(section.login, self.login.keys(), os.environ))
+
+
 _flag = flags_of("Where the containers are")
 
-_SHARED = (
+_shared_options = flag_group(
+    "options",
+    lambda secrets, settle, verbose: SharedOptions(secrets, verbose, settle),
     click.version_option(__version__, message="%(prog)s %(version)s"),
     _flag(
         "--secrets",
@@ -30,42 +135,6 @@ _SHARED = (
         help=f"File with the containers and their logins (default: {SECRETS_FILE_DEFAULT}; "
         "with file:DIR none is needed).",
     ),
-    _flag(
-        "-a",
-        "--auth-url",
-        metavar="URL",
-        default="",
-        help="Where to log in: the v1 authentication URL of a Swift, or file:DIR for containers "
-        "kept as folders under DIR. There is no default (that of swiftnbd 0.11 is gone).",
-    ),
-    _flag(
-        "-k",
-        "--keystone-auth",
-        is_flag=True,
-        help="Log in with Keystone (not supported in this version yet).",
-    ),
-    _flag(
-        "--keystone-separator",
-        metavar="CHAR",
-        default=_KEYSTONE.separator,
-        show_default=True,
-        help="What stands between tenant and user in the username.",
-    ),
-    _flag(
-        "--keystone-service",
-        metavar="TYPE",
-        default=_KEYSTONE.service,
-        show_default=True,
-        help="Type of the service to look up.",
-    ),
-    _flag(
-        "--keystone-endpoint",
-        metavar="TYPE",
-        default=_KEYSTONE.endpoint,
-        show_default=True,
-        help="Type of the endpoint to look up.",
-    ),
-    _flag("--keystone-region", metavar="NAME", help="Region to look up (optional)."),
     _flag(
         "--settle",
         type=click.FloatRange(0.1, _SETTLE_SECONDS_MAX),
@@ -79,91 +148,18 @@ _SHARED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SharedOptions:
-    """The shared flags as given. Methods raise ConfigError for what cannot be used."""
+def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags of both programs; it receives them as ``options``."""
 
-    secrets: str | None
-    auth_url: str
-    keystone: KeystoneConfig | None
-    verbose: bool
-    settle: float = Pace().settle_seconds
+    @functools.wraps(command)
+    def with_login(*args: Any, options: SharedOptions, login: LoginFlags, **rest: Any) -> Any:
+        return command(*args, options=replace(options, login=login), **rest)
 
-    @property
-    def pace(self) -> Pace:
-        """How to lock."""
-        return Pace(settle_seconds=self.settle)
-
-    def auth(self) -> AuthConfig:
-        """Where to log in, checked."""
-        if self.keystone is not None:
-            raise ConfigError(
-                "Keystone login (-k) is not supported in this version yet: "
-                "use the v1 authentication URL of the Swift"
-            )
-        if not self.auth_url:
-            raise ConfigError(
-                "no authentication URL: give -a URL for a Swift (such as "
-                "https://swift.example.com/auth/v1.0), or -a file:DIR for a local folder"
-            )
-        if self.auth_url.startswith(DIRECTORY_SCHEME):
-            return AuthConfig(self.auth_url, directory=_directory(self.auth_url))
-        if not self.auth_url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"authentication URL {self.auth_url!r} begins with none of https://, http://, file:"
-            )
-        return AuthConfig(self.auth_url)
-
-    def exports(self, auth: AuthConfig) -> tuple[ExportConfig, ...]:
-        """All containers there are to work on, at least one."""
-        if auth.directory is None:
-            return load_secrets(self.secrets or SECRETS_FILE_DEFAULT)
-        if self.secrets is not None:
-            return load_secrets(self.secrets, need_login=False)
-        from swiftnbd.store.directory import containers  # late: --help needs none of it
-
-        exports = tuple(ExportConfig(name) for name in containers(auth.directory))
-        if not exports:
-            missing = "" if auth.directory.exists() else ", which does not exist"
-            raise ContainerMissing(
-                f"no container is set up under {auth.directory}{missing}; "
-                f"run: swiftnbd-ctl -a {auth.url} setup NAME --size 1G"
-            )
-        return exports
-
-    def export(self, auth: AuthConfig, container: str) -> ExportConfig:
-        """The one container a command names."""
-        try:
-            check_container_name(container)
-        except StoreError as error:
-            raise ConfigError(str(error)) from None
-        if auth.directory is not None and self.secrets is None:
-            return ExportConfig(container)
-        for export in self.exports(auth):
-            if export.name == container:
-                return export
-        path = self.secrets or SECRETS_FILE_DEFAULT
-        raise ContainerMissing(f"{container} not found in {path}: add a section [{container}]")
+    return login_options(_shared_options(with_login))
 
 
-def _shared(
-    secrets: str | None,
-    auth_url: str,
-    keystone_auth: bool,
-    keystone_separator: str,
-    keystone_service: str,
-    keystone_endpoint: str,
-    keystone_region: str | None,
-    settle: float,
-    verbose: bool,
-) -> SharedOptions:
-    keystone = KeystoneConfig(
-        keystone_separator, keystone_service, keystone_endpoint, keystone_region
-    )
-    return SharedOptions(secrets, auth_url, keystone if keystone_auth else None, verbose, settle)
-
-
-shared_options = flag_group("options", _shared, *_SHARED)
+def _nothing(where: str) -> LoginKeys:
+    return LoginKeys(where=where, without_section=True)
 
 
 def _directory(url: str) -> Path:

@@ -10,15 +10,17 @@ import configparser
 import logging
 import os
 import stat
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from swiftnbd.cli.cache import CACHE_SETTINGS
+from swiftnbd.cli.login import LOGIN_KEYS, SECRET_KEYS, LoginKeys
 from swiftnbd.cli.networks import NAMES, parse_rules
 from swiftnbd.cli.outages import OUTAGE_SETTINGS
 from swiftnbd.cli.settings import SettingTable
 from swiftnbd.errors import ConfigError, StoreError
 from swiftnbd.server.access import Access, Rule
-from swiftnbd.server.config import Credentials, ExportConfig
+from swiftnbd.server.config import ExportConfig
 from swiftnbd.store.checks import check_container_name
 
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
@@ -27,9 +29,8 @@ SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 _KNOWN = (
     CACHE_SETTINGS.keys
     | OUTAGE_SETTINGS.keys
+    | LOGIN_KEYS
     | {
-        "username",
-        "password",
         "read-only",
         "multi-conn",
         "allow",
@@ -49,19 +50,24 @@ _WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
 log = logging.getLogger(__name__)
 
 
-def load_secrets(path: str, *, need_login: bool = True) -> tuple[ExportConfig, ...]:
-    """Every container of the file, in its order. ConfigError says what is wrong with it.
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One container of the file, and what it says of its login."""
 
-    Without ``need_login`` (the directory store) sections need no username and password.
-    """
+    export: ExportConfig
+    login: LoginKeys
+
+
+def load_secrets(path: str) -> tuple[Section, ...]:
+    """Every container of the file, in its order. ConfigError says what is wrong with it."""
     parser, world_readable = _read(path)
     _report_keys(path, parser)
-    exports = tuple(_export(path, parser[name], need_login) for name in parser.sections())
-    if not exports:
+    sections = tuple(_section(path, parser[name]) for name in parser.sections())
+    if not sections:
         raise ConfigError(f"{path} names no container: add a section [CONTAINER]")
-    if world_readable and any("password" in parser[name] for name in parser.sections()):
+    if world_readable and any(SECRET_KEYS & set(parser[name]) for name in parser.sections()):
         log.warning("%s holds passwords and everybody can read it: chmod 600 %s", path, path)
-    return exports
+    return sections
 
 
 def _read(path: str) -> tuple[configparser.RawConfigParser, bool]:
@@ -72,7 +78,8 @@ def _read(path: str) -> tuple[configparser.RawConfigParser, bool]:
             _parse(path, parser, file)
     except FileNotFoundError:
         raise ConfigError(
-            f"secrets file {path} does not exist: create it, or name another with --secrets"
+            f"secrets file {path} does not exist: create it, or name another with --secrets, or "
+            "name containers and a login (--os-cloud, OS_AUTH_URL or -a with --os-username)"
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot read secrets file {path}: {error.strerror}") from None
@@ -113,29 +120,23 @@ def _report_keys(path: str, parser: configparser.RawConfigParser) -> None:
                 log.warning("%s: unknown key %r of [%s] is ignored", path, key, section)
 
 
-def _export(path: str, section: configparser.SectionProxy, need_login: bool) -> ExportConfig:
+def _section(path: str, section: configparser.SectionProxy) -> Section:
     name = section.name
     try:
         check_container_name(name)
     except StoreError as error:
         raise ConfigError(f"{path}: {error}") from None
-    credentials = None
-    if need_login:
-        for key in ("username", "password"):
-            if not section.get(key):
-                raise ConfigError(f"{path}: [{name}] has no {key}")
-        credentials = Credentials(section["username"], section["password"])
-    access = Access(_rules(path, section, "allow"), _rules(path, section, "deny"))
-    return ExportConfig(
+    export = ExportConfig(
         name=name,
         read_only=_word(path, section, "read-only", default=False),
-        credentials=credentials,
         multi_conn=_word(path, section, "multi-conn", default=True),
-        access=access,
+        access=Access(_rules(path, section, "allow"), _rules(path, section, "deny")),
         tls_only=_tls_only(path, section),
         cache=_settings(path, section, CACHE_SETTINGS),
         outages=_settings(path, section, OUTAGE_SETTINGS),
     )
+    login = {key: section[key] for key in sorted(LOGIN_KEYS & set(section))}
+    return Section(export, LoginKeys(login, f"{path}: [{name}]"))
 
 
 def _settings(path: str, section: configparser.SectionProxy, table: SettingTable) -> dict[str, Any]:

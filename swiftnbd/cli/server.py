@@ -90,6 +90,7 @@ class Plan:
 @outage_options
 @handshake_options
 @process_options
+@click.argument("containers", nargs=-1, metavar="[CONTAINER]...")
 def server(
     options: SharedOptions,
     listen: ListenOptions,
@@ -100,8 +101,9 @@ def server(
     outage: OutageOptions,
     handshake: HandshakeOptions,
     process: ProcessOptions,
+    containers: tuple[str, ...],
 ) -> int:
-    """Export OpenStack Swift containers as NBD block devices.
+    """Export OpenStack Swift containers as NBD block devices: these, or all of the secrets file.
 
     Prints the NBD URI of each export when it is ready, and only then detaches.
     """
@@ -110,7 +112,7 @@ def server(
     connection = take_standard_streams() if listen.single else None
     log_for_server(verbose=options.verbose, syslog=process.syslog, log_file=process.log_file)
     auth = options.auth()
-    exports = serving.exports(options.exports(auth))
+    exports = serving.exports(options.exports(auth, containers))
     longest = max(outages_of(export, outage.settings).seconds for export in exports)
     # whoever has started us in such a way waits for us, and standard output is theirs
     is_captive = bool(listen.single or listen.run or handed_over)

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
 """From configuration to open stores. What is heavy is imported when it is needed."""
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from swiftnbd.metrics import StoreTraffic
-from swiftnbd.server.config import AuthConfig, Credentials, ExportConfig
+from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.base import Store
+from swiftnbd.store.login import LoginSettings
 
 if TYPE_CHECKING:
     from swiftnbd.store.open import Outages, SwiftAccount
+
+log = logging.getLogger(__name__)
 
 
 class Stores:
@@ -25,8 +29,8 @@ class Stores:
         self._auth = auth
         self._seconds = seconds
         self.traffic = StoreTraffic()  # of all Swift accounts
-        self._outages: Outages | None = None
-        self._accounts: dict[Credentials, SwiftAccount] = {}
+        self._outages: dict[str, Outages] = {}  # by where to log in: one Swift each
+        self._accounts: dict[LoginSettings, SwiftAccount] = {}
         self._stores: list[Store] = []
 
     async def __aenter__(self) -> Self:
@@ -56,18 +60,26 @@ class Stores:
     def _open_swift(self, export: ExportConfig, seconds: float | None) -> Store:
         from swiftnbd.store.open import Patience, open_swift
 
-        assert export.credentials is not None
+        assert export.login is not None
         patience = None if seconds is None else Patience(seconds)
-        return open_swift(self._account(export.credentials), export.name, patience)
+        return open_swift(self.account(export.login), export.name, patience)
 
-    def _account(self, login: Credentials) -> "SwiftAccount":
-        from swiftnbd.store.open import Outages, SwiftAccount, V1Auth
+    def account(self, login: LoginSettings) -> "SwiftAccount":
+        """The account of a login. Nothing is sent yet."""
+        from swiftnbd.store.open import Outages, PluginAuth, SwiftAccount
 
-        if self._outages is None:
-            self._outages = Outages()
         if login not in self._accounts:
-            auth = V1Auth(self._auth.url, login.username, login.password)
-            self._accounts[login] = SwiftAccount(auth, traffic=self.traffic, outages=self._outages)
+            if login.tls.insecure:
+                log.warning(
+                    "certificates of Swift and its login are not verified (insecure): whoever is "
+                    "on the way can read the password and change the disk"
+                )
+            self._accounts[login] = SwiftAccount(
+                PluginAuth(login),
+                tls=login.tls,
+                traffic=self.traffic,
+                outages=self._outages.setdefault(login.option("auth_url"), Outages()),
+            )
         return self._accounts[login]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.server.access import Access
+from swiftnbd.store.login import LoginSettings
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
 HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
@@ -17,35 +18,17 @@ CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every plac
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """A login. Never shown: neither half of it belongs in a log."""
-
-    username: str = field(repr=False)
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class KeystoneConfig:
-    """How to log in with Keystone instead of v1 auth."""
-
-    separator: str = "."
-    service: str = "object-store"
-    endpoint: str = "publicURL"
-    region: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class AuthConfig:
-    """Where the containers are: ``url`` of a login service, or ``directory`` on this machine."""
+    """Where the containers are: in ``directory`` on this machine, or on a Swift: ``url`` is that
+    of the login service, if one was given for all of them."""
 
     url: str = ""
     directory: Path | None = None
-    keystone: KeystoneConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """One container to work on; ``credentials`` are None for the directory store only.
+    """One container to work on; ``login`` is None for the directory store only.
 
     ``cache`` and ``outages`` are the fields of `CacheSettings` and `OutageSettings` in which it
     differs from the server's.
@@ -53,7 +36,7 @@ class ExportConfig:
 
     name: str
     read_only: bool = False
-    credentials: Credentials | None = None
+    login: LoginSettings | None = None
     multi_conn: bool = True
     access: Access = field(default_factory=Access)
     tls_only: bool = False

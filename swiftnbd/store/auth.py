@@ -2,32 +2,39 @@
 """Logging in to Swift: who we are becomes a storage URL and a token.
 
 An `Auth` knows one way to log in and its secrets. It does not cache and does not retry: the
-account that uses it asks again when a token has expired, and `Retrying` when a login failed.
+account that uses it asks again when a token is about to expire or was refused, and `Retrying`
+when a login failed.
 """
 
 import asyncio
-import logging
-import os
-import socket
-import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Protocol, TypeVar
 
-from swiftnbd.errors import AccessRefused, StoreError, StoreUnavailable
+from swiftnbd.errors import StoreUnavailable
+from swiftnbd.store.login import LoginSettings, TlsSettings
 
 LOGIN_SECONDS_MAX = 15.0  # Keystone in trouble needs some seconds; a login is asked for again
 
-_PASSING = frozenset({408, 425, 429, 498, 499})
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a login gives. The token is a secret."""
+    """What a login gives. The token is a secret.
+
+    ``lifetime_seconds`` is how long the token is valid from now, None if nobody said. ``user``,
+    ``project`` and ``region`` are for people, and '' if the answer did not tell.
+    """
 
     storage_url: str
     token: str = field(repr=False)
+    lifetime_seconds: float | None = None
+    user: str = ""
+    project: str = ""
+    region: str = ""
 
 
 class Auth(Protocol):
@@ -39,6 +46,35 @@ class Auth(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PluginAuth:
+    """Any login that keystoneauth1 has a plugin for."""
+
+    settings: LoginSettings
+    seconds_max: float = LOGIN_SECONDS_MAX
+
+    async def login(self) -> Login:
+        return await in_thread(self._login, self.seconds_max)
+
+    def _login(self) -> Login:
+        # Imported only here: it takes some 300 ms, and the directory store needs none.
+        from swiftnbd.store.auth_plugins import log_in
+
+        return log_in(self.settings, self.seconds_max)
+
+    async def works_without_project(self) -> bool | None:
+        """After a refusal: whether user and password are right and only the project is wrong.
+
+        None: this way to log in knows no difference. Keystone says the same to both.
+        """
+        return await in_thread(self._works_without_project, self.seconds_max)
+
+    def _works_without_project(self) -> bool | None:
+        from swiftnbd.store.auth_plugins import log_in_unscoped
+
+        return log_in_unscoped(self.settings, self.seconds_max)
+
+
+@dataclass(frozen=True, slots=True)
 class V1Auth:
     """Swift's own version 1 authentication (tempauth and its kin): a user and a key."""
 
@@ -46,81 +82,43 @@ class V1Auth:
     user: str
     key: str = field(repr=False)
     seconds_max: float = LOGIN_SECONDS_MAX
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     async def login(self) -> Login:
-        return await asyncio.to_thread(self._login)
+        options = (("auth_url", self.auth_url), ("username", self.user), ("password", self.key))
+        settings = LoginSettings("v1password", options, tls=self.tls)
+        return await PluginAuth(settings, self.seconds_max).login()
 
-    def _login(self) -> Login:
-        # Imported only here: it takes a quarter of a second, and the directory store needs none.
-        from requests.exceptions import RequestException
-        from swiftclient import client
-        from swiftclient.exceptions import ClientException
-        from urllib3.exceptions import HTTPError
 
-        _check_url(self.auth_url)
-        # At DEBUG it logs the headers, with the first characters of key and token.
-        logging.getLogger("swiftclient").setLevel(logging.WARNING)
+async def in_thread(work: Callable[[], T], seconds_max: float) -> T:
+    """Run ``work``, which ends by itself after some ``seconds_max``, in a thread of its own.
+
+    Not in one of the loop's: a login service that hangs would take them all from those who hash
+    bodies. And nobody waits for this one when the process ends.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def finish(set_outcome: Callable[[], None]) -> None:
+        if not future.done():  # nobody waits any more
+            set_outcome()
+
+    def run() -> None:
+        outcome: Callable[[], None]
         try:
-            url, token = client.get_auth_1_0(
-                self.auth_url, self.user, self.key, timeout=self.seconds_max
-            )
-        except ClientException as error:
-            raise self._refusal(error.http_status, error.http_reason) from None
-        except (RequestException, HTTPError, OSError) as error:
-            first = _first_cause(error)
-            # The texts of the libraries' own errors hold the URL.
-            is_plain = isinstance(first, OSError) and not isinstance(first, RequestException)
-            reason = _reason(first, self.seconds_max)
-            raise StoreUnavailable(f"{self._where}: {reason}") from (first if is_plain else None)
-        if not url or not token:
-            raise StoreError(f"{self._where}: the answer has no storage URL or no token")
-        return Login(url, token)
+            result = work()
+        except BaseException as error:
+            failed = error
+            outcome = lambda: future.set_exception(failed)  # noqa: E731
+        else:
+            outcome = lambda: future.set_result(result)  # noqa: E731
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, outcome)
 
-    @property
-    def _where(self) -> str:
-        parts = urlsplit(self.auth_url)
-        return f"login as {self.user} at {parts.netloc.rpartition('@')[2]}"
-
-    def _refusal(self, status: int | None, reason: str | None) -> StoreError:
-        said = f"{self._where}: {status} {reason or ''}".rstrip()
-        if status in (401, 403):
-            return AccessRefused(f"{self._where} was refused ({status}): wrong user or key")
-        if status is None or status >= 500 or status in _PASSING:
-            return StoreUnavailable(said)
-        return StoreError(f"{said}; is {urlsplit(self.auth_url).path} right for version 1 auth?")
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What the libraries wrapped into `error`: the error of a socket, of TLS or of HTTP."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _reason(error: BaseException, seconds: float) -> str:
-    """What went wrong, for people, without any text that might hold a URL."""
-    if isinstance(error, TimeoutError):
-        return f"no answer in {seconds:g} s"
-    if isinstance(error, socket.gaierror):
-        is_unknown = error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
-        return "unknown host" if is_unknown else f"its name is not found: {error.strerror}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its TLS certificate is not valid: {error.verify_message.rstrip('.')}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {(error.reason or 'no reason given').replace('_', ' ').lower()}"
-    if isinstance(error, ConnectionResetError):
-        return "the connection was closed"
-    if isinstance(error, HTTPException):
-        return "the answer is cut short, or is not HTTP"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return type(error).__name__
-
-
-def _check_url(url: str) -> None:
+    threading.Thread(target=run, name="login", daemon=True).start()
     try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise StoreError(f"auth URL {url!r} does not look like http://HOST:PORT/auth/v1.0")
+        # a second more, so that it can say itself what took so long
+        async with asyncio.timeout(seconds_max + 1):
+            return await future
+    except TimeoutError:
+        raise StoreUnavailable(f"login: no answer in {seconds_max:g} s") from None

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ import swiftnbd
 from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
 from swiftnbd.metrics import Seen, StoreTraffic
 from swiftnbd.store.base import Buffer
+from swiftnbd.store.login import TlsSettings
 from swiftnbd.store.proxies import Proxies, Proxy
 from swiftnbd.store.swift_answers import Answer
 
@@ -61,11 +63,18 @@ class Http:
     """Requests to one Swift, whose addresses they share. Close it in the end."""
 
     def __init__(
-        self, timeouts: Timeouts, traffic: StoreTraffic, *, expect_continue: bool = True
+        self,
+        timeouts: Timeouts,
+        traffic: StoreTraffic,
+        *,
+        tls: TlsSettings,
+        expect_continue: bool = True,
     ) -> None:
         """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang."""
         self._timeouts = timeouts
         self._traffic = traffic
+        self._tls = tls
+        self._context: ssl.SSLContext | None = None
         self._expect_continue = expect_continue
         self._proxies: Proxies | None = None
         self._closed = False
@@ -95,6 +104,9 @@ class Http:
             "read_bufsize": max(body_max, ERROR_BYTES_MAX),
             "allow_redirects": False,
         }
+        if url.scheme == "https":
+            self._context = self._context or self._tls.context()
+            options["ssl"] = self._context
         if body is not None:
             options["data"] = body
             options["expect100"] = self._expect_continue and len(data or b"") > 0

@@ -8,7 +8,7 @@ here, which take their time.)
 
 from dataclasses import dataclass
 
-from swiftnbd.store.auth import V1Auth
+from swiftnbd.store.auth import PluginAuth, V1Auth
 from swiftnbd.store.base import Store
 from swiftnbd.store.http import Timeouts
 from swiftnbd.store.outages import Outages
@@ -20,6 +20,7 @@ from swiftnbd.store.swift_http import SwiftAccount
 __all__ = [
     "Outages",
     "Patience",
+    "PluginAuth",
     "SwiftAccount",
     "Timeouts",
     "V1Auth",

@@ -86,8 +86,8 @@ def section(tmp_path: Path, *lines: str) -> dict[str, Any]:
     path = tmp_path / "secrets"
     path.write_text("\n".join(["[disk]", *lines]))
     path.chmod(0o600)
-    (export,) = load_secrets(str(path), need_login=False)
-    return dict(export.cache)
+    (section,) = load_secrets(str(path))
+    return dict(section.export.cache)
 
 
 def test_section_names_only_what_differs(tmp_path: Path) -> None:

@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: MIT
+import os
 from pathlib import Path
 
 import click
 import pytest
 
+from swiftnbd.cli.login_options import LoginFlags
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.cli.run import run
 from swiftnbd.errors import ConfigError, ContainerMissing
-from swiftnbd.server.config import AuthConfig, Credentials, ExportConfig, KeystoneConfig
+from swiftnbd.server.config import AuthConfig, ExportConfig
+from swiftnbd.store.login import LoginSettings
 
 SECTION = "[disk]\nusername = u\npassword = p\n"
 
 
 def options(auth_url: str = "", secrets: str | None = None) -> SharedOptions:
-    return SharedOptions(secrets, auth_url, None, verbose=False)
+    return SharedOptions(secrets, login=LoginFlags(auth_url))
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a cloud of their own."""
+    for name in list(os.environ):
+        if name.startswith(("OS_", "ST_")):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -31,10 +42,17 @@ def test_flags_become_options() -> None:
     flags += ["--keystone-service=t", "--keystone-endpoint=internalURL", "--keystone-region=r"]
     assert run(command, "prog", flags) == 0
     assert run(command, "prog", []) == 0
-    assert seen == [
-        SharedOptions("S", "U", KeystoneConfig(":", "t", "internalURL", "r"), verbose=True),
-        SharedOptions(None, "", None, verbose=False),
-    ]
+    assert seen[0].login.keys().values == {
+        "auth-url": "U",
+        "auth-version": "2.0",
+        "separator": ":",
+        "service-type": "t",
+        "endpoint-type": "internalURL",
+        "region": "r",
+    }
+    assert (seen[0].secrets, seen[0].verbose) == ("S", True)
+    assert seen[1] == SharedOptions()
+    assert not seen[1].login.keys()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +77,6 @@ def test_http_url_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("", "no authentication URL: give -a URL"),
         ("ftp://host", "begins with none of"),
         ("/srv/disks", "begins with none of"),
         ("file:", "names no folder"),
@@ -71,18 +88,40 @@ def test_bad_url_is_one_sentence(url: str, sentence: str) -> None:
         options(url).auth()
 
 
-def test_keystone_is_refused_for_now() -> None:
-    keystone = SharedOptions(None, "https://h", KeystoneConfig(), verbose=False)
-    with pytest.raises(ConfigError, match=r"\(-k\) is not supported in this version yet"):
-        keystone.auth()
-
-
 def test_swift_container_must_be_in_the_secrets_file(secrets: str) -> None:
     auth = AuthConfig("https://h")
-    chosen = options(secrets=secrets)
-    assert chosen.export(auth, "disk") == ExportConfig("disk", False, Credentials("u", "p"))
+    chosen = options("https://h", secrets)
+    options_of_v1 = (("auth_url", "https://h"), ("password", "p"), ("username", "u"))
+    login = LoginSettings("v1password", options_of_v1)
+    assert chosen.export(auth, "disk") == ExportConfig("disk", login=login)
     with pytest.raises(ContainerMissing, match=rf"other not found in {secrets}: add a section"):
         chosen.export(auth, "other")
+
+
+def test_no_authentication_url_is_one_sentence(secrets: str) -> None:
+    with pytest.raises(ConfigError, match=r"\[disk\] has no authentication URL: give -a URL"):
+        options(secrets=secrets).exports(AuthConfig())
+
+
+def test_named_containers_need_no_secrets_file_if_there_is_a_login(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ST_AUTH", "https://h/auth/v1.0")
+    monkeypatch.setenv("ST_USER", "u")
+    monkeypatch.setenv("ST_KEY", "p")
+    exports = options().exports(AuthConfig(), ["b", "a", "b"])
+    assert [export.name for export in exports] == ["b", "a"]
+    assert exports[0].login == exports[1].login
+    assert exports[0].login is not None
+    assert exports[0].login.option("password") == "p"
+
+
+def test_a_secrets_file_that_is_named_is_not_filled_up_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, secrets: str
+) -> None:
+    monkeypatch.setenv("OS_AUTH_URL", "https://h/v3")
+    with pytest.raises(ContainerMissing, match="other not found"):
+        options(secrets=secrets).exports(AuthConfig(), ["other"])
 
 
 def test_folder_needs_no_secrets_file(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftnbd.cli import secrets
-from swiftnbd.cli.secrets import load_secrets
+from swiftnbd.cli.login import LoginKeys
+from swiftnbd.cli.secrets import Section, load_secrets
 from swiftnbd.errors import ConfigError
 from swiftnbd.server.access import Access, Family
-from swiftnbd.server.config import Credentials, ExportConfig
+from swiftnbd.server.config import ExportConfig
 
 SECRET = "hunter2"
 ONE = f"[disk]\nusername = test:tester\npassword = {SECRET}\n"
@@ -25,14 +26,22 @@ def write(path: Path, text: str, mode: int = 0o600) -> str:
     return str(file)
 
 
+def one(path: Path, line: str) -> ExportConfig:
+    """The only section, with this line in it."""
+    return load_secrets(write(path, f"{ONE}{line}\n"))[0].export
+
+
 def test_sections_become_exports_in_their_order(tmp_path: Path) -> None:
     text = (
         "# comment\n[DEFAULT]\npassword = 100%%\nread-only = 0\n"
         "[z]\nusername = a\n[a b]\nUsername: t:u\npassword = p=q:r # not a comment\nread-only=YES\n"
     )
-    assert load_secrets(write(tmp_path, text)) == (
-        ExportConfig("z", False, Credentials("a", "100%%")),
-        ExportConfig("a b", True, Credentials("t:u", "p=q:r # not a comment")),
+    path = write(tmp_path, text)
+    first = {"username": "a", "password": "100%%"}
+    second = {"username": "t:u", "password": "p=q:r # not a comment"}
+    assert load_secrets(path) == (
+        Section(ExportConfig("z"), LoginKeys(first, f"{path}: [z]")),
+        Section(ExportConfig("a b", True), LoginKeys(second, f"{path}: [a b]")),
     )
 
 
@@ -44,14 +53,14 @@ def test_sections_become_exports_in_their_order(tmp_path: Path) -> None:
     ],
 )
 def test_read_only_words(tmp_path: Path, text: str, read_only: bool) -> None:
-    assert load_secrets(write(tmp_path, f"{ONE}read-only = {text}\n"))[0].read_only is read_only
+    assert one(tmp_path, f"read-only = {text}").read_only is read_only
 
 
 @pytest.mark.parametrize(
     ("text", "multi_conn"), [("off", False), ("0", False), ("on", True), ("", True)]
 )
 def test_multi_conn_words(tmp_path: Path, text: str, multi_conn: bool) -> None:
-    export = load_secrets(write(tmp_path, f"{ONE}multi-conn = {text}\n"))[0]
+    export = one(tmp_path, f"multi-conn = {text}")
     assert export.multi_conn is multi_conn
 
 
@@ -59,13 +68,13 @@ def test_multi_conn_words(tmp_path: Path, text: str, multi_conn: bool) -> None:
     ("text", "tls_only"), [("require", True), ("Require", True), ("on", False), ("", False)]
 )
 def test_tls_words(tmp_path: Path, text: str, tls_only: bool) -> None:
-    export = load_secrets(write(tmp_path, f"{ONE}tls = {text}\n"))[0]
+    export = one(tmp_path, f"tls = {text}")
     assert export.tls_only is tls_only
 
 
 def test_rules_of_a_section_and_of_all(tmp_path: Path) -> None:
     text = f"[DEFAULT]\ndeny = all\n{ONE}allow = 192.0.2.7,\n  unix\n"
-    assert load_secrets(write(tmp_path, text))[0].access == Access(
+    assert load_secrets(write(tmp_path, text))[0].export.access == Access(
         (ip_network("192.0.2.7"), frozenset({Family.UNIX})), (frozenset(Family),)
     )
 
@@ -79,9 +88,6 @@ def test_rules_of_a_section_and_of_all(tmp_path: Path) -> None:
         (f"{ONE}{SECRET}\n", ", line 4 is neither [CONTAINER] nor KEY = VALUE"),
         (f"{ONE}{ONE}", ", line 4: section [disk] is there already"),
         (f"{ONE}password = {SECRET}\n", ", line 4: [disk] has 'password' already"),
-        (f"[disk]\npassword = {SECRET}\n", ": [disk] has no username"),
-        (f"[disk]\nusername = {SECRET}\n", ": [disk] has no password"),
-        (f"[disk]\nusername =\npassword = {SECRET}\n", ": [disk] has no username"),
         (f"{ONE}read-only = {SECRET}\n", ": read-only of [disk] is neither yes nor no"),
         (f"{ONE}multi-conn = {SECRET}\n", ": multi-conn of [disk] is neither yes nor no"),
         (f"{ONE}tls = {SECRET}\n", ": tls of [disk] is neither on nor require"),
@@ -136,7 +142,7 @@ def test_world_readable_file_is_warned_of(tmp_path: Path) -> None:
 
 def test_world_readable_file_without_passwords_is_fine(tmp_path: Path) -> None:
     path = write(tmp_path, "[disk]\nread-only = 1\n", 0o644)
-    assert load_secrets(path, need_login=False) == (ExportConfig("disk", read_only=True),)
+    assert [found.export for found in load_secrets(path)] == [ExportConfig("disk", read_only=True)]
 
 
 @pytest.mark.expects_log(r"authurl of \[disk\] is deprecated and ignored$")
@@ -153,9 +159,9 @@ def test_keys_without_effect_are_reported_once_by_name(
 
 def test_credentials_are_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    exports = load_secrets(write(tmp_path, ONE))
-    assert exports[0].credentials == Credentials("test:tester", SECRET)
-    assert SECRET not in repr(exports) + str(exports) + caplog.text
+    sections = load_secrets(write(tmp_path, ONE))
+    assert sections[0].login.get("password") == SECRET
+    assert SECRET not in repr(sections) + str(sections) + caplog.text
 
 
 @pytest.mark.allows_log("")
