@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.keystone_env import keystone_python
 from tests.support.swift_conf import DEFAULT_POLICY, ROLES, SECOND_POLICY, SwiftSpec
 from tests.support.swift_helper import kill
 
@@ -47,6 +48,7 @@ class RealSwift:
 
     def __init__(self, **options: Any) -> None:
         self.spec = SwiftSpec(root=tempfile.mkdtemp(prefix="swift-aio-"), **options)
+        self._python = keystone_python() if self.spec.keystone_url else sys.executable
         self.root = Path(self.spec.root)
         self.pids: dict[str, int] = {}
         self.ports: dict[str, int] = {}
@@ -66,7 +68,7 @@ class RealSwift:
         atexit.register(self.stop)
         with open(self.root / "helper.err", "ab") as errors:
             self._helper = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tests.support.swift_helper"],
+                [self._python, "-W", "ignore", "-m", "tests.support.swift_helper"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -45,6 +45,8 @@ class SwiftSpec:
     ``extra``: further options per role, section and name.
     ``error_limit``: keep Swift's own error limiting; with one replica, ten errors of a server
     then mean 503 for a minute.
+    ``keystone_url``: ask this Keystone who somebody is, as its user swift in project service, in
+    place of tempauth.
     """
 
     root: str
@@ -57,6 +59,8 @@ class SwiftSpec:
     extra: dict[str, Sections] = field(default_factory=dict)
     error_limit: bool = False
     users: dict[str, str] = field(default_factory=lambda: dict(USERS))
+    keystone_url: str = ""
+    keystone_password: str = ""
 
     @property
     def devices(self) -> str:
@@ -149,6 +153,9 @@ def _proxy(spec: SwiftSpec, ports: dict[str, int]) -> Sections:
     filters = [*FILTERS]
     if spec.cache == "none":
         filters.remove("cache")
+    if spec.keystone_url:
+        at = filters.index("tempauth")
+        filters[at : at + 1] = ["authtoken", "keystoneauth"]
     app: dict[str, Any] = {
         "use": "egg:swift#proxy",
         "account_autocreate": "true",
@@ -171,6 +178,9 @@ def _proxy(spec: SwiftSpec, ports: dict[str, int]) -> Sections:
         "allow_versioned_writes": "true",
         "allow_object_versioning": "true",
     }
+    if spec.keystone_url:
+        _ask_keystone(conf, spec)
+        return conf
     conf["filter:tempauth"] |= {
         "token_life": 86400,
         # Stateless tokens: tempauth needs no memcached at all then.
@@ -179,6 +189,28 @@ def _proxy(spec: SwiftSpec, ports: dict[str, int]) -> Sections:
         **{f"user_{name.replace(':', '_')}": rest for name, rest in spec.users.items()},
     }
     return conf
+
+
+def _ask_keystone(conf: Sections, spec: SwiftSpec) -> None:
+    conf["filter:authtoken"] = {
+        "paste.filter_factory": "keystonemiddleware.auth_token:filter_factory",
+        "www_authenticate_uri": spec.keystone_url,
+        "auth_url": spec.keystone_url,
+        "auth_type": "password",
+        "username": "swift",
+        "password": spec.keystone_password,
+        "user_domain_id": "default",
+        "project_name": "service",
+        "project_domain_id": "default",
+        "delay_auth_decision": "True",
+        "include_service_catalog": "False",
+        "cache": "swift.cache",
+        "token_cache_time": 1,  # so that a token that was revoked is refused soon
+        # what Swift waits for, we wait for
+        "http_connect_timeout": 5,
+        "http_request_max_retries": 0,
+    }
+    conf["filter:keystoneauth"] |= {"operator_roles": "admin, member", "reseller_prefix": "AUTH"}
 
 
 def _write(path: str, sections: Sections) -> None:
