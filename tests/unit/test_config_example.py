@@ -7,6 +7,7 @@ from swiftnbd.cli.login import settings_of
 from swiftnbd.cli.secrets import load_secrets
 from swiftnbd.export.settings import CacheMode
 from swiftnbd.server.access import Access, Family
+from swiftnbd.export.settings import OnOutage
 from swiftnbd.server.config import ExportConfig
 
 MIB = 1024 * 1024
@@ -41,6 +42,7 @@ def test_example_is_valid(tmp_path: Path) -> None:
             "read_ahead_bytes": 8 * MIB,
             "requests": 16,
         },
+        outages={"policy": OnOutage.WAIT, "seconds": 60.0},
     )
     methods = [
         settings_of(section.login).method
