@@ -5,9 +5,8 @@ from pathlib import Path
 
 from swiftnbd.cli.login import settings_of
 from swiftnbd.cli.secrets import load_secrets
-from swiftnbd.export.settings import CacheMode
+from swiftnbd.export.settings import CacheMode, OnOutage
 from swiftnbd.server.access import Access, Family
-from swiftnbd.export.settings import OnOutage
 from swiftnbd.server.config import ExportConfig
 
 MIB = 1024 * 1024
