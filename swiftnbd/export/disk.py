@@ -18,6 +18,7 @@ from errno import EIO, ESHUTDOWN
 from itertools import islice
 
 from swiftnbd.errors import ExportError
+from swiftnbd.export.block_map import BlockMap, draw
 from swiftnbd.export.changing import RUNS_PER_TURN_MAX, Writer
 from swiftnbd.export.device import Device, Extent
 from swiftnbd.export.disk_state import DiskState, Part
@@ -29,6 +30,7 @@ from swiftnbd.export.readahead import ReadAhead
 from swiftnbd.export.reading import Reader
 from swiftnbd.export.settings import CacheMode, CacheSettings
 from swiftnbd.export.slots import Slots
+from swiftnbd.export.status import CacheStatus
 from swiftnbd.export.writeback import DirtyObject, WriteBack
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Buffer, Store
@@ -110,6 +112,27 @@ class ObjectDevice(Device):
         """Bytes that are not stored (yet)."""
         return sum(end - start for start, end in self.dirty_ranges())
 
+    @property
+    def cache_status(self) -> CacheStatus:
+        """How full the cache is, at hardly any cost."""
+        writeback, unit = self._disk.writeback, self._disk.block_size
+        return CacheStatus(
+            cached_bytes=self.cached_bytes,
+            dirty_bytes=writeback.blocks * unit,
+            dirty_limit_bytes=writeback.limit * unit,
+            dirty_objects=len(writeback.objects),
+            uploading_objects=writeback.uploading,
+        )
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return self.size // self._disk.block_size
+
+    async def block_map(self, first: int, end: int, cells: int) -> BlockMap:
+        """Where the blocks ``[first, end)`` are, counted in so many cells or less."""
+        return await draw(self._disk, first, end, cells)
+
     def dirty_ranges(self) -> list[tuple[int, int]]:
         """Byte ranges ``[start, end)`` that are not durable, adjacent ones as one, ascending."""
         ranges: list[tuple[int, int]] = []
@@ -122,7 +145,7 @@ class ObjectDevice(Device):
     def _dirty_ranges(self) -> Iterator[tuple[int, int]]:
         size, unit = self._disk.object_size, self._disk.block_size
         for dirty in self._disk.writeback.objects.values():
-            if dirty.cleared > max(1, dirty.stored) or not dirty.blocks:
+            if dirty.is_cleared:
                 yield dirty.index * size, (dirty.index + 1) * size
             else:
                 for index in dirty.blocks:

@@ -40,6 +40,7 @@ from swiftnbd.export.lock import NOBODY, Lock, Sighting
 from swiftnbd.export.marks import describe_holder, mark_for
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
+from swiftnbd.export.status import CacheStatus, ExportState, ExportStatus
 from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
@@ -118,6 +119,30 @@ class Export:
     def attached(self) -> bool:
         """Whether a lock is held or a device is open."""
         return self.device is not None or self._lock is not None
+
+    @property
+    def status(self) -> ExportStatus:
+        """What there is to see of it now."""
+        keeper, device = self._keeper, self.device
+        return ExportStatus(
+            state=self._state,
+            connections=self._connections,
+            holder=self._lock.mark if self._lock else "",
+            lease_seconds=keeper.lease_seconds if keeper else None,
+            cache=device.cache_status if device else CacheStatus(),
+        )
+
+    @property
+    def _state(self) -> ExportState:
+        if self.is_lost:
+            return ExportState.LOST
+        if self._keeper is not None and self._keeper.is_suspended:
+            return ExportState.SUSPENDED
+        if self._connections:
+            return ExportState.ATTACHED
+        if self._retry is not None and not self._retry.done():
+            return ExportState.KEPT
+        return ExportState.CHANGING if self.attached else ExportState.IDLE
 
     @property
     def is_lost(self) -> bool:

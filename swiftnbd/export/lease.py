@@ -84,6 +84,11 @@ class Keeper:
         left = self.lock.deadline - self.lock.timing.clock()
         return max(0.0, left) if self.lost is None else 0.0
 
+    @property
+    def lease_seconds(self) -> float:
+        """The same, and nothing happens."""
+        return max(0.0, self.lock.deadline - self.lock.timing.clock()) if self.lost is None else 0.0
+
     def check(self) -> None:
         """Suspend if the lease is over by the clock."""
         if self.lock.deadline <= self.lock.timing.clock() and self.lost is None:

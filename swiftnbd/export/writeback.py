@@ -80,6 +80,11 @@ class DirtyObject:
             block.known is None for block in self.blocks.values()
         )
 
+    @property
+    def is_cleared(self) -> bool:
+        """Whether all of it has changed, also what is in no block."""
+        return self.cleared > max(1, self.stored) or not self.blocks
+
     def begin_upload(self) -> list[Block]:
         """All changes so far are carried by the upload that begins; which blocks those are."""
         self.attempted = self.generation
@@ -136,6 +141,11 @@ class WriteBack:
         self._not_before = 0.0  # time of the loop: none starts by itself until then
         self._timer: asyncio.TimerHandle | None = None
         self._pressed = False
+
+    @property
+    def uploading(self) -> int:
+        """How many objects are being stored."""
+        return self._uploading
 
     @property
     def has_room(self) -> bool:
