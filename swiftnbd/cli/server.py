@@ -134,6 +134,7 @@ def server(
             pace=locking.pace(options.settle, longest if auth.directory is None else 0.0),
             takeover=locking.takeover,
             outages=outage.settings,
+            http=process.http,
         ),
         auth,
         exports,
@@ -176,6 +177,8 @@ async def _serve(plan: Plan, detach: Detach) -> int:
             for name in exports.ready:
                 for place in places:
                     click.echo(place.uri(name, encrypted=plan.is_tls_only(name)))
+            if server.http_url:
+                click.echo(server.http_url)
             sys.stdout.flush()
         detach()
 
@@ -188,7 +191,9 @@ async def _serve(plan: Plan, detach: Detach) -> int:
     ):
         captive = partial(_captive, plan, tuple(exports.ready)) if plan.command else None
         config = with_room(plan.server, len(plan.exports))
-        return await Server(exports.ready, config, exports.coming).run(ready, captive)
+        traffic = stores.traffic if plan.auth.directory is None else None
+        server = Server(exports.ready, config, exports.coming, traffic)
+        return await server.run(ready, captive)
 
 
 def new_export(
@@ -213,7 +218,7 @@ def new_export(
 def with_room(config: ServerConfig, exports: int) -> ServerConfig:
     """No more connections than this process may have files open for. A WARNING if that is less."""
     files = raise_limit()
-    possible = connections_possible(files, exports)
+    possible = connections_possible(files, exports, watched=config.http is not None)
     if possible >= config.connections_max:
         return config
     log.warning(

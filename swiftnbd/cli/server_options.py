@@ -2,6 +2,7 @@
 """The flags that only the server has, group by group, and what they add up to."""
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,10 @@ _HANDSHAKE_SECONDS_MAX = 3600.0
 _TERM_SECONDS_MIN, _TERM_SECONDS_MAX = 1.0, 24 * 3600.0
 _CONNECTIONS_MAX = 100_000
 _PRIVATE = "-"
+_PORT_MAX = 65535
+_HTTP_ADDRESS = re.compile(
+    r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s\[\]:/]*)):)?(?P<port>[0-9]{1,5})"
+)
 
 
 def _bind_addresses(
@@ -71,6 +76,20 @@ def _mask(ctx: click.Context, param: click.Parameter, value: str) -> int:
     if not 0 <= mask <= 0xFFFF:
         raise click.BadParameter(f"{value!r} is no number from 0 to 0xffff", ctx=ctx, param=param)
     return mask
+
+
+def _http_address(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> TcpAddress | None:
+    """A click callback for ``PORT``, ``HOST:PORT`` and ``[IPV6]:PORT``."""
+    if value is None:
+        return None
+    match = _HTTP_ADDRESS.fullmatch(value)
+    if match is None or int(match["port"]) > _PORT_MAX:
+        raise click.BadParameter(
+            f"{value!r} is no PORT, ADDRESS:PORT or [IPV6]:PORT", ctx=ctx, param=param
+        )
+    return TcpAddress(match["v6"] or match["host"] or TcpAddress().host, int(match["port"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +349,7 @@ class ProcessOptions:
     pid_file: str | None
     log_file: str | None
     syslog: bool
+    http: TcpAddress | None
 
 
 _process = flags_of("The process")
@@ -357,4 +377,11 @@ process_options = flag_group(
         help="Log into this file. Without it and --syslog a detached server logs nowhere.",
     ),
     _process("--syslog", is_flag=True, help="Log to the system logger (local0)."),
+    _process(
+        "--http",
+        metavar="[ADDR:]PORT",
+        callback=_http_address,
+        help="Serve metrics for Prometheus, status and a page to look at over HTTP, to everybody "
+        "who can reach that address (default: nowhere; without ADDR on 127.0.0.1).",
+    ),
 )

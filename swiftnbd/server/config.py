@@ -96,6 +96,8 @@ class ServerConfig:
     ``takeover``: from a holder that gives no sign of life. ``cache`` and ``outages`` go for each
     export that does not say otherwise.
 
+    ``http`` is where to serve metrics and the page, None: nowhere.
+
     ``default_export`` is what the empty name means; None: the only export, if there is but one.
     ``structured_replies`` and ``mask_handshake`` (what is left of the handshake flags) take from
     what clients are offered, to test their fallbacks.
@@ -117,3 +119,4 @@ class ServerConfig:
     list_exports: bool = True
     structured_replies: bool = True
     mask_handshake: int = 0xFFFF
+    http: TcpAddress | None = None

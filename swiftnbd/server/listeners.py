@@ -90,7 +90,7 @@ class Listeners:
         try:
             server = await loop.create_server(self._protocol, host, port, backlog=BACKLOG)
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host} port {port}: {_reason(error)}") from None
+            raise ConfigError(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
         self._servers.append(server)
         for sock in server.sockets:
             self._add_place(sock.getsockname())
@@ -160,7 +160,7 @@ def inherited_socket(descriptor: int) -> socket.socket:
     return sock
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """Why it failed, without the sentence that the event loop puts around it."""
     if error.errno is not None and error.errno > 0:  # those of name resolution are negative
         return os.strerror(error.errno)

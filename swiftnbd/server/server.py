@@ -10,19 +10,24 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
 
-from swiftnbd.errors import ProtocolError, SwiftnbdError
+from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.settings import CacheSettings
+from swiftnbd.metrics import StoreTraffic
 from swiftnbd.server.access import Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.captive import Captive
-from swiftnbd.server.config import ServerConfig
+from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.listeners import Listeners, Place
+from swiftnbd.server.monitor import ConnectionStatus, Monitor
 from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
 from swiftnbd.server.patience import Patience
 from swiftnbd.server.peers import Peer, peer_of
@@ -40,7 +45,19 @@ SHUTDOWN_SECONDS_MORE = 15.0
 LEAVING_SECONDS_MAX = 5.0  # for what a left connection asked for, while its successor waits
 LOST_RANGES_SHOWN_MAX = 10  # in one log line
 
+if TYPE_CHECKING:
+    from swiftnbd.server.http import HttpEndpoint
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What a connection is used for."""
+
+    export: Export
+    client: Client
+    begin: float = field(default_factory=monotonic)
 
 
 class Server:
@@ -51,8 +68,13 @@ class Server:
         exports: Mapping[str, Export],
         config: ServerConfig,
         coming: Mapping[str, Export] | None = None,
+        traffic: StoreTraffic | None = None,
     ) -> None:
-        """Raises `ConfigError` for TLS that cannot be."""
+        """``traffic`` is that of the Swift the exports are in. Raises `ConfigError` for TLS that
+        cannot be."""
+        self.http_url = ""  # where it can be watched, once it is started
+        self._traffic = traffic
+        self._http: HttpEndpoint | None = None
         self._exports = exports
         self._coming = coming or {}
         self._config = config
@@ -63,7 +85,7 @@ class Server:
         self._standard: StandardClient | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._negotiations: set[Negotiation] = set()
-        self._transmissions: dict[Transmission, Export] = {}
+        self._transmissions: dict[Transmission, _Session] = {}
         self._patience = Patience(self._budget)
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -99,6 +121,8 @@ class Server:
     async def start(self) -> list[Place]:
         """Listen, and return where."""
         places = await self._listeners.open(self._config.listen)
+        if self._config.http is not None:
+            await self._open_http(self._config.http)
         watch = self._patience.watch_forever(self._transmissions.keys())
         self._watch = asyncio.get_running_loop().create_task(watch)
         for place in places:
@@ -117,6 +141,8 @@ class Server:
         """Shut down in order, or at once after a second signal; whether nothing was lost."""
         log.info("shutting down")
         self._stopping.set()
+        if self._http is not None:
+            self._http.monitor.is_stopping = True
         loop = asyncio.get_running_loop()
         orderly = loop.create_task(self._shut_down())
         forced = loop.create_task(self._forced.wait())
@@ -143,8 +169,36 @@ class Server:
         whole = [self._report_loss(export) for export in self._exports.values()]
         for export in list(self._exports.values()):
             await export.abandon()
+        if self._http is not None:
+            await self._http.close()
         log.info("exiting")
         return all(whole)
+
+    async def _open_http(self, address: TcpAddress) -> None:
+        from swiftnbd.server.http import HttpEndpoint  # it takes a while to import
+
+        monitor = Monitor(self._exports, self.connections, self._traffic)
+        http = HttpEndpoint(monitor, address)
+        try:
+            self.http_url = await http.open()
+        except ConfigError:
+            self._listeners.close()
+            raise
+        self._http = http
+        log.info("metrics and status at %s", self.http_url)
+
+    def connections(self) -> list[ConnectionStatus]:
+        """Those that have chosen an export."""
+        now = monotonic()
+        return [
+            ConnectionStatus(
+                client=str(session.client),
+                export=session.export.name,
+                seconds=now - session.begin,
+                at_work=len(transmission.at_work),
+            )
+            for transmission, session in self._transmissions.items()
+        ]
 
     def _unstored(self) -> int:
         """Bytes that are not written back."""
@@ -268,7 +322,7 @@ class Server:
             is_shared=lambda: export.connections > 1,
             check_lock=export.check_lock,
         )
-        self._transmissions[transmission] = export
+        self._transmissions[transmission] = _Session(export, client)
         try:
             transmission.start(transport, agreed.received, writable=agreed.writable)
             if self._stopping.is_set():
@@ -287,8 +341,8 @@ class Server:
         """
         leaving = [
             transmission
-            for transmission, used in self._transmissions.items()
-            if used is export and transmission.is_leaving
+            for transmission, session in self._transmissions.items()
+            if session.export is export and transmission.is_leaving
         ]
         for transmission in leaving:
             transmission.end()

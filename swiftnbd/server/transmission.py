@@ -127,7 +127,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._replies: Replies = StructuredReplies(is_hole) if shape.structured else SimpleReplies()
         self._share = Share(budget, BYTES_AT_WORK_MAX, OWN_BYTES, self._go_on)
         self._outbox = Outbox(self._share)
-        self._at_work = AtWork(
+        self.at_work = self._at_work = AtWork(
             device, self._replies, self._outbox, self._share, counters, peer, self._worked
         )
         self._read_now, self._write_now = device.read_now, device.write_now

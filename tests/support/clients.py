@@ -22,6 +22,7 @@ PACKAGES = {
     "bash": "bash",
     "blkdiscard": "util-linux",
     "busybox": "busybox-static",
+    "chromium": "chromium",
     "cpio": "cpio",
     "dpkg": "dpkg",
     "e2fsck": "e2fsprogs",

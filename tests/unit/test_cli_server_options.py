@@ -18,6 +18,7 @@ from swiftnbd.cli.server_options import (
     export_options,
     handshake_options,
     listen_options,
+    process_options,
 )
 from swiftnbd.errors import ConfigError
 from swiftnbd.server.access import Access
@@ -151,6 +152,25 @@ def test_mask_of_the_handshake(text: str, mask: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9810", TcpAddress("127.0.0.1", 9810)),
+        (":0", TcpAddress("127.0.0.1", 0)),
+        ("0.0.0.0:80", TcpAddress("0.0.0.0", 80)),
+        ("monitor.example:65535", TcpAddress("monitor.example", 65535)),
+        ("[::1]:9810", TcpAddress("::1", 9810)),
+    ],
+)
+def test_where_to_be_watched(text: str, address: TcpAddress) -> None:
+    seen: list[TcpAddress | None] = []
+
+    command = click.command(process_options(lambda process: seen.append(process.http)))
+    assert run(command, "prog", ["--http", text]) == 0
+    assert run(command, "prog", []) == 0
+    assert seen == [address, None]
+
+
+@pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (["-p", "65536"], "Invalid value for '-p' / '--bind-port': 65536 is not in the range"),
@@ -168,6 +188,10 @@ def test_mask_of_the_handshake(text: str, mask: int) -> None:
         (["--mask-handshake", "all"], "'all' is no number from 0 to 0xffff"),
         (["--max-connections", "0"], "'--max-connections': 0 is not in the range"),
         (["-c", "0"], "'-c' / '--cache-limit': '0' is not a number of MB, or a size like 512M"),
+        (["--http", "65536"], "'--http': '65536' is no PORT, ADDRESS:PORT or [IPV6]:PORT"),
+        (["--http", "::1:80"], "'--http': '::1:80' is no PORT"),
+        (["--http", "localhost"], "'--http': 'localhost' is no PORT"),
+        (["--http", "http://localhost:80"], "'--http': 'http://localhost:80' is no PORT"),
         (["-s", "--run", "true"], "--single serves what is connected already, so --run cannot"),
         (["-s", "-U", "-"], "--single serves what is connected already, so -U cannot"),
         (["-e", "none", "-a", "file:/nonexistent"], "no container is set up under /nonexistent"),

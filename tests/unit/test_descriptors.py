@@ -22,6 +22,8 @@ def test_stores_keep_their_part_of_the_open_files(
     files: int, exports: int, connections: int
 ) -> None:
     assert descriptors.connections_possible(files, exports) == connections
+    watched = descriptors.connections_possible(files, exports, watched=True)
+    assert watched in (connections, connections - descriptors.WATCHERS)
 
 
 def test_limit_is_raised_to_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

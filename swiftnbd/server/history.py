@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The last minutes of each export, a sample a second, for plots that need not begin empty."""
+
+import asyncio
+from array import array
+from collections.abc import Sequence
+from math import isnan, nan
+from time import perf_counter
+
+from swiftnbd.export.export import Export
+from swiftnbd.metrics import Counters, Durations, quantile
+
+SAMPLE_SECONDS = 1.0
+SAMPLES_MAX = 240  # four minutes, 20 KiB an export
+EXPORTS_PER_TURN = 50  # 20 us each
+LAG_SECONDS = 0.1  # how often the event loop is asked how late it is
+
+FIELDS = (
+    "read_bytes",  # all but the last two pairs are rates per second
+    "written_bytes",
+    "reads",
+    "writes",
+    "others",
+    "store_read_bytes",
+    "store_written_bytes",
+    "typical_seconds",  # what half of the requests did not exceed; NaN if there was none
+    "slow_seconds",  # what 99 % did not
+    "cached_bytes",
+    "dirty_bytes",
+)
+
+
+class History:
+    """The samples of one export. ``count`` is how many there ever were."""
+
+    def __init__(self, export: Export) -> None:
+        self.count = 0
+        self._export = export
+        self._columns = [array("d") for _ in FIELDS]
+        self._totals = _totals(export.counters)
+        self._durations = _durations(export.counters)
+
+    def sample(self, seconds: float) -> None:
+        """Take one; ``seconds`` since the last."""
+        counters, cache = self._export.counters, self._export.status.cache
+        totals = _totals(counters)
+        rates = [(now - before) / seconds for now, before in zip(totals, self._totals, strict=True)]
+        typical = slow = nan
+        if any(rates[2:5]):
+            durations = _durations(counters)
+            new = [now - old for now, old in zip(durations, self._durations, strict=True)]
+            found = quantile(new, 0.5), quantile(new, 0.99)
+            typical, slow = (nan if each is None else each for each in found)
+            self._durations = durations
+        self._totals = totals
+        row = (*rates, typical, slow, float(cache.cached_bytes), float(cache.dirty_bytes))
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
+            del column[:-SAMPLES_MAX]
+        self.count += 1
+
+    def since(self, number: int) -> dict[str, list[float | None]]:
+        """The samples after the first ``number`` that are still there, by field."""
+        wanted = max(0, min(self.count - number, len(self._columns[0])))
+        return {
+            field: [_or_none(value) for value in column[len(column) - wanted :]]
+            for field, column in zip(FIELDS, self._columns, strict=True)
+        }
+
+    @property
+    def last(self) -> dict[str, float | None]:
+        """The newest sample; nothing moved if there is none yet."""
+        newest = self.since(self.count - 1)
+        return {field: values[0] if values else 0.0 for field, values in newest.items()}
+
+
+class Recorder:
+    """Keeps the histories of all exports, and how late the event loop is."""
+
+    def __init__(self, exports: Sequence[Export]) -> None:
+        self.histories = {export.name: History(export) for export in exports}
+        self.lag = Durations()
+        self.lag_seconds = 0.0  # the longest of the last sample
+        self._longest = 0.0
+
+    async def record_forever(self) -> None:
+        """Take samples until cancelled."""
+        await asyncio.gather(self._sample_forever(), self._watch_loop())
+
+    async def _sample_forever(self) -> None:
+        taken = perf_counter()
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            now = perf_counter()
+            for number, history in enumerate(self.histories.values()):
+                if number % EXPORTS_PER_TURN == EXPORTS_PER_TURN - 1:
+                    await asyncio.sleep(0)
+                history.sample(now - taken)
+            self.lag_seconds, self._longest = self._longest, 0.0
+            taken = now
+
+    async def _watch_loop(self) -> None:
+        while True:
+            begin = perf_counter()
+            await asyncio.sleep(LAG_SECONDS)
+            late = max(0.0, perf_counter() - begin - LAG_SECONDS)
+            self.lag.add(late)
+            self._longest = max(self._longest, late)
+
+
+def _totals(counters: Counters) -> tuple[int, ...]:
+    reads, writes = counters.requests_of("READ"), counters.requests_of("WRITE")
+    others = counters.requests.total() - counters.requests["READ"] - counters.requests["WRITE"]
+    return (
+        counters.client_out,
+        counters.client_in,
+        reads,
+        writes,
+        others,
+        counters.store_in,
+        counters.store_out,
+    )
+
+
+def _durations(counters: Counters) -> list[int]:
+    """Those of all commands together."""
+    every = [durations.counts for durations in counters.durations.values()]
+    return [sum(column) for column in zip(Durations().counts, *every, strict=True)]
+
+
+def _or_none(value: float) -> float | None:
+    return None if isnan(value) else value
