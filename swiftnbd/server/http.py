@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import logging
 import re
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -136,7 +137,7 @@ class HttpEndpoint:
         if match is None:
             return False
         name = match["name"].strip("[]").lower()
-        if name in ("localhost", self._address.host.lower()):
+        if name in ("localhost", self._address.host.lower(), socket.gethostname().lower()):
             return True
         try:
             ipaddress.ip_address(name)

@@ -79,7 +79,7 @@ async def exposition(monitor: Monitor) -> bytes:
     """The text of a scrape. What it says of one export belongs to one moment."""
     families = _Families()
     _put_server(families, monitor)
-    for number, export in enumerate(monitor.exports.values()):
+    for number, export in enumerate(list(monitor.exports.values())):
         if number % EXPORTS_PER_TURN == EXPORTS_PER_TURN - 1:
             await asyncio.sleep(0)
         _put_export(families, export)

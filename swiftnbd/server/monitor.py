@@ -44,13 +44,11 @@ class Monitor:
         self.exports = exports
         self.connections = connections
         self.traffic = traffic
-        self.recorder = Recorder(list(exports.values()))
+        self.recorder = Recorder(exports)
         self.is_stopping = False
         self.started_at = time.time()
         self._begin = time.monotonic()
         self._drawing = asyncio.Lock()
-        for export in exports.values():
-            export.counters.timed = True
 
     @property
     def trouble(self) -> list[str]:
@@ -80,7 +78,7 @@ class Monitor:
         """Everything, but for the histories and maps."""
         connections = self.connections()
         exports = []
-        for number, export in enumerate(self.exports.values()):
+        for number, export in enumerate(list(self.exports.values())):
             if number % EXPORTS_PER_TURN == EXPORTS_PER_TURN - 1:
                 await asyncio.sleep(0)
             exports.append(self._export(export))
@@ -110,7 +108,7 @@ class Monitor:
 
     def _export(self, export: Export) -> dict[str, Any]:
         status = export.status
-        last = self.recorder.histories[export.name].last
+        last = self.recorder.history(export.name).last
         return {
             "name": export.name,
             "size_bytes": export.info.geometry.size,
@@ -128,7 +126,7 @@ class Monitor:
 
     def history(self, name: str, since: int) -> dict[str, Any]:
         """The samples of an export after the first ``since``. KeyError if there is none such."""
-        history = self.recorder.histories[name]
+        history = self.recorder.history(name)
         return {"export": name, "count": history.count, "samples": history.since(since)}
 
     async def block_map(self, name: str, first: int, end: int | None, cells: int) -> dict[str, Any]:

@@ -107,6 +107,10 @@ def test_copy_is_seen_while_it_runs(
                 assert copy.wait(120) == 0
             expect(page.locator("#state")).to_have_text("idle")
             expect(page.locator("#no-clients")).to_be_visible()
+            metrics = page.request.get(f"{url_of(server)}metrics").text()
+            assert re.search(
+                r'swiftnbd_swift_requests_total{method="PUT",status="201"} [1-9]', metrics
+            )
 
 
 def test_outage_is_said_and_so_is_the_end_of_the_server(

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -48,7 +49,9 @@ def test_url_is_printed_and_serves_until_the_server_ends(server: ServerProcess) 
     assert get(f"{url}healthz") == b"ok\n"
     assert b'swiftnbd_export_size_bytes{export="disk"} 262144.0' in get(f"{url}metrics")
     assert b"<title>swiftnbd</title>" in get(url)
-    assert server.terminate() == 0
+    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as slow:
+        slow.sendall(b"GET /metrics HTTP/1.1\r\n")  # and no more: nobody waits for it
+        assert server.terminate() == 0
     with pytest.raises(urllib.error.URLError):
         get(url)
 

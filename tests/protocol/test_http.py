@@ -4,6 +4,7 @@
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -341,3 +342,20 @@ async def test_name_to_listen_on_is_a_name_to_ask_for() -> None:
     config = replace(CONFIG, http=TcpAddress("localhost", 0))
     async with watched(config=config) as served:
         assert (await ask(served, "/healthz", host="localhost")).status == 200
+        assert (await ask(served, "/healthz", host=socket.gethostname())).status == 200
+
+
+async def test_exports_that_come_and_go_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swiftnbd.server.history.SAMPLE_SECONDS", 0.02)
+    async with watched("one", "other") as served:
+        other = served.exports.pop("other")
+        assert (await ask(served, "/history.json?export=other")).status == 404
+        names = [each["name"] for each in (await ask(served, "/status.json")).json["exports"]]
+        assert names == ["one"]
+        other.name = "new"
+        served.exports["new"] = other
+        found = await values(served)
+        assert found["swiftnbd_export_size_bytes", "new"] == 8 * SIZE
+        history = {"count": 0}
+        while history["count"] < 2:
+            history = (await ask(served, "/history.json?export=new")).json
