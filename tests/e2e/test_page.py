@@ -39,10 +39,10 @@ def url_of(server: ServerProcess) -> str:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, ServerProcess]]:
-    """Two exports in a folder, one with a name that is none to print."""
+    """Two exports: one of 16 million blocks, and one with a name that is none to print."""
     folder = tmp_path_factory.mktemp("page")
     backend = DirectoryBackend(folder / "disks")
-    backend.setup("disk", 16384, 64 * KiB)
+    backend.setup("disk", 1 << 24, 64 * KiB)
     backend.setup(HOSTILE, 64, 4 * KiB)
     with launcher(backend, folder) as launch:
         yield backend, launch("disk", extra=("--http", "0"))
@@ -186,7 +186,7 @@ def test_everything_can_be_reached_and_used_by_keyboard(
         ]  # fmt: skip
         page.locator("#map").focus()
         text = page.locator("#map-text")
-        expect(text).to_contain_text("Blocks 0 to 16,383 of 16,384")
+        expect(text).to_contain_text("Blocks 0 to 16,777,215 of 16,777,216")
         page.keyboard.press("ArrowRight")
         expect(text).to_contain_text("from ")
         page.keyboard.press("Enter")
@@ -197,7 +197,7 @@ def test_everything_can_be_reached_and_used_by_keyboard(
         expect(text).not_to_contain_text("Blocks 0 to")
         page.locator("#map").focus()
         page.keyboard.press("Home")
-        expect(text).to_contain_text("Blocks 0 to 16,383 of 16,384")
+        expect(text).to_contain_text("Blocks 0 to 16,777,215 of 16,777,216")
         page.locator("#latency").focus()
         page.keyboard.press("ArrowLeft")
         assert "5 s ago" in (page.locator("#latency").get_attribute("aria-label") or "")
