@@ -221,6 +221,23 @@ def test_map_zooms_to_single_blocks(
         expect(page.locator("#map-text")).to_contain_text(re.compile("^Block [0-9,]+, from "))
 
 
+def test_samples_are_there_once_whatever_is_clicked(
+    browser: Browser, server: ServerProcess
+) -> None:
+    url = url_of(server)
+    with quiet_page(browser, url) as page:
+        links = page.locator("#list a")
+        for number in range(12):
+            links.nth(number % 2).click()
+        links.filter(has_text=re.compile("^disk")).click()
+        expect(page.locator("#name")).to_have_text("disk")
+        for _ in range(2):
+            before = page.locator("#updated").inner_text()
+            expect(page.locator("#updated")).not_to_have_text(before)
+        drawn = int(page.locator("#throughput").get_attribute("data-samples") or 0)
+        assert 0 < drawn <= page.request.get(f"{url}history.json?export=disk").json()["count"]
+
+
 def test_hostile_name_is_only_text(browser: Browser, server: ServerProcess) -> None:
     with quiet_page(browser, f"{url_of(server)}#/{quote(HOSTILE)}") as page:
         expect(page.locator("#name")).to_have_text(HOSTILE.replace("\u202e", "\\u{202e}"))

@@ -123,9 +123,10 @@
   async function askHistory(name) {
     const got = await ask("history.json", { export: name, since: count });
     if (!got || name !== chosen) return;
-    if (!samples || got.count < count) samples = {};
+    if (!samples || got.count < count) samples = {};  // of another server, perhaps
+    const fresh = Math.max(0, got.count - count);  // some may have come meanwhile with another answer
     for (const [field, values] of Object.entries(got.samples))
-      samples[field] = [...(samples[field] ?? []), ...values].slice(-SAMPLES);
+      samples[field] = [...(samples[field] ?? []), ...values.slice(Math.max(0, values.length - fresh))].slice(-SAMPLES);
     count = got.count;
   }
 
@@ -172,7 +173,7 @@
     draw.lineWidth = 1;
     draw.textBaseline = "middle";
     draw.textAlign = "right";
-    for (const [value, label] of nothing ? [] : scale.lines) {
+    for (const [value, label] of nothing ? [[scale.lines[0][0], ""]] : scale.lines) {
       draw.strokeStyle = colours.grid;
       draw.beginPath();
       draw.moveTo(left, Math.round(y(value)) + .5);
@@ -256,6 +257,7 @@
     const empty = !samples || !samples.reads?.length;
     const { read_bytes: read = [], written_bytes: written = [] } = samples ?? {};
     const { typical_seconds: typical = [], slow_seconds: slow = [] } = samples ?? {};
+    $("throughput").dataset.samples = read.length;
     const most = Math.max(0, ...read, ...written), known = slow.filter((v) => v !== null);
     const quick = typical.filter((v) => v !== null);
     plot($("throughput"), most ? [[read, colours.read, true], [written, colours.write, true]] : [],
