@@ -154,13 +154,15 @@ async def test_an_address_that_failed_is_asked_again_later(
     monkeypatch.setattr(proxies_module, "LEFT_OUT_SECONDS_FIRST", 0.1)
     monkeypatch.setattr(proxies_module, "LEFT_OUT_SECONDS_MAX", 0.1)
     await swift.proxies[1].stop()
-    for _ in range(6):  # the first may have been connected to it
-        await asyncio.gather(store.get(NAME), return_exceptions=True)
+    account = SwiftAccount(Named(swift), QUICK)
+    fresh = SwiftStore(account, "c")
+    await read(fresh, 6)
     await swift.proxies[1].start()
     before = swift.proxies[1].requests
     async with asyncio.timeout(30):
         while swift.proxies[1].requests == before:
-            await read(store, 1)
+            await read(fresh, 1)
+    await account.close()
 
 
 async def test_idle_connections_to_an_address_that_hangs_are_dropped(
