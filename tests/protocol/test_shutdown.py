@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from swiftnbd.export.settings import CacheSettings
+from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
+from swiftnbd.server import server as server_module
 from swiftnbd.server import sockets, transmission
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
@@ -287,6 +288,26 @@ async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
         server._on_signal()
         assert await asyncio.wait_for(stopping, 5) is False  # though the store hangs
         assert store.holder
+        assert await peer.closed_by_server()
+        gate.open()
+        served.exports["disk"].device = None  # as the process would end here
+        served.exports["disk"]._lock = None
+
+
+@pytest.mark.expects_log("shutdown was cut short")
+@pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535$")
+async def test_requests_that_wait_for_a_store_do_not_keep_the_server_from_ending(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SHUTDOWN_SECONDS_MORE", 0.05)
+    exports = exports_of(store)
+    for export in exports:
+        export.outages = OutageSettings(0.05, OnOutage.WAIT)
+    async with serving(*exports) as served, await served.attached() as peer:
+        gate = store.gate("put disk.part")
+        peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"lost")
+        await gate.reached()
+        assert await soon(served.server.stop()) is False  # after one signal
         assert await peer.closed_by_server()
         gate.open()
         served.exports["disk"].device = None  # as the process would end here
