@@ -35,6 +35,11 @@ _TLS = {"cacert", "cert", "key", "insecure"}
 LOGIN_KEYS = frozenset(_WHO | _PROJECT | _WHERE | _HOW | _TLS | _ALIASES.keys()) - {"separator"}
 SECRET_KEYS = frozenset(_SECRETS)
 
+NO_URL = (
+    "no authentication URL: give -a URL for a Swift (such as https://swift.example.com/auth/v1.0), "
+    "--os-cloud NAME, or -a file:DIR for a local folder"
+)
+
 _VERSIONS = {"1": "1", "1.0": "1", "2": "2", "2.0": "2", "3": "3"}
 _YES = {"1", "yes", "true", "on"}
 _NO = {"", "0", "no", "false", "off"}
@@ -138,11 +143,7 @@ def settings_of(keys: LoginKeys) -> LoginSettings:
 
         return settings_of_cloud(keys)
     if not keys.get("auth-url"):
-        raise ConfigError(
-            f"{keys.where} has no authentication URL: give -a URL for a Swift (such as "
-            "https://swift.example.com/auth/v1.0), --os-cloud NAME, or -a file:DIR for a local "
-            "folder"
-        )
+        raise ConfigError(f"{keys.where} has {NO_URL}")
     check_url(keys.get("auth-url"))
     method = _method(keys)
     keys = _with_tenant(keys) if method == "v2password" else keys

@@ -12,7 +12,7 @@ import click
 
 from swiftnbd import __version__
 from swiftnbd.cli.flags import flag_group, flags_of
-from swiftnbd.cli.login import LoginKeys, check_url
+from swiftnbd.cli.login import NO_URL, LoginKeys, check_url
 from swiftnbd.cli.login_options import DIRECTORY_SCHEME, LoginFlags, login_options
 from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT, Section, load_secrets
 from swiftnbd.cli.sources import has_login, login_of
@@ -93,6 +93,8 @@ class SharedOptions:
             # one that is another user's business does not keep us from a login that needs none
             if not self.has_secrets and not needed and self._has_login():
                 return None
+            if not os.path.exists(path) and not (self._has_login() or self.login.auth_url):
+                raise ConfigError(NO_URL)
         return {section.export.name: section for section in load_secrets(path)}
 
     def _has_login(self) -> bool:
