@@ -436,6 +436,7 @@ async def test_a_revoked_application_credential_is_refused_and_not_asked_for_aga
     assert auth.tries == 2
 
 
+@pytest.mark.allows_log(r"outage of test-.*; requests wait, and it is asked again$")
 @pytest.mark.parametrize("outage", ["stopped", "killed"])
 async def test_requests_wait_for_a_keystone_that_is_away(
     cloud: Cloud, container_name: str, outage: str
