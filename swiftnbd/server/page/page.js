@@ -394,17 +394,18 @@
     turn = 1;
     askMap().then(renderMap, () => { /* the next poll tells */ });
   }
+  const shown = () => view ?? { first: 0, end: map.blocks };  // or will be, once its map is there
   function zoom(factor) {
     if (!map?.blocks) return;
-    const size = Math.ceil((map.end - map.first) * factor);
-    const middle = cursor === null ? (map.first + map.end) / 2 : (cellBegin(cursor) + cellBegin(cursor + 1)) / 2;
+    const { first, end } = shown(), size = Math.ceil((end - first) * factor);
+    const middle = cursor === null ? (first + end) / 2 : (cellBegin(cursor) + cellBegin(cursor + 1)) / 2;
     show(Math.floor(middle - size / 2), Math.floor(middle - size / 2) + size);
   }
   function pan(share) {
     if (!map?.blocks) return;
-    const by = Math.round((map.end - map.first) * share);
-    const first = Math.max(0, Math.min(map.blocks - (map.end - map.first), map.first + by));
-    show(first, first + map.end - map.first);
+    const { first, end } = shown(), size = end - first;
+    const begin = Math.max(0, Math.min(map.blocks - size, first + Math.round(size * share)));
+    show(begin, begin + size);
   }
   const whole = () => map?.blocks && show(0, map.blocks);
   $("in").onclick = () => zoom(1 / 4);
