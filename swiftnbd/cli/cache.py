@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """How exports are cached: flags for all of them, and keys of the secrets file for one."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.settings import Setting, SettingTable
 from swiftnbd.cli.sizes import parse_size
+from swiftnbd.errors import ConfigError
 from swiftnbd.export.settings import CacheMode, CacheSettings
 
 _MEGABYTE = 1024 * 1024  # as swiftnbd 0.11 counted
@@ -44,6 +47,26 @@ def _requests(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _REQUESTS_MAX):
         raise ValueError
     return int(text)
+
+
+def _folder(text: str) -> Path | None:
+    """Its absolute path, for a daemon leaves the folder it was started in."""
+    if "\0" in text:
+        raise ValueError
+    return Path(text).absolute() if text else None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `ConfigError` if a disk cache can never be kept there."""
+    try:
+        is_possible = folder.is_dir() or (folder.parent.is_dir() and not os.path.lexists(folder))
+    except OSError as error:
+        raise ConfigError(f"cache-dir: {folder}: {error.strerror}") from None
+    if not is_possible:
+        raise ConfigError(
+            f"cache-dir: {folder} is no folder, and none can be made there; "
+            "name one, or a new one in a folder that exists"
+        )
 
 
 CACHE_SETTINGS: Final = SettingTable(
@@ -99,6 +122,23 @@ CACHE_SETTINGS: Final = SettingTable(
         "Requests to the store at once, for each export "
         f"(default: {_DEFAULTS.requests}, and {_DEFAULTS.reads_reserved} more for reads).",
     ),
+    Setting(
+        "cache-dir",
+        "disk_directory",
+        _folder,
+        "the path of a folder",
+        "DIR",
+        "Keep what was read and stored in a folder on a local disk, too, over restarts "
+        "(default: nowhere).",
+    ),
+    Setting(
+        "cache-disk-limit",
+        "disk_bytes",
+        _cache_megabytes,
+        _SIZE_EXPECTED,
+        "MB",
+        f"Of that disk, for each export, in MB (default: {_DEFAULTS.disk_bytes // _MEGABYTE}).",
+    ),
 )
 
 
@@ -112,6 +152,8 @@ class CacheOptions:
     dirty_seconds: float | None
     read_ahead: int | None
     requests: int | None
+    cache_dir: Path | None
+    cache_disk_limit: int | None
 
     @property
     def settings(self) -> CacheSettings:

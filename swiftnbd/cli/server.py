@@ -14,7 +14,7 @@ import click
 
 from swiftnbd.cli import run
 from swiftnbd.cli.activation import take_handed_over
-from swiftnbd.cli.cache import CacheOptions, cache_options
+from swiftnbd.cli.cache import CacheOptions, cache_options, check_folder
 from swiftnbd.cli.exits import EPILOG
 from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.cli.options import SharedOptions, shared_options
@@ -34,7 +34,7 @@ from swiftnbd.cli.server_options import (
 )
 from swiftnbd.cli.tls import TlsOptions, tls_options
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.settings import OutageSettings
+from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.log import log_for_server
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
 from swiftnbd.server.daemon import (
@@ -68,6 +68,10 @@ class Plan:
     pid_file: str | None = None
     command: str | None = None  # to run meanwhile
     prints_uris: bool = True
+
+    def cache_of(self, export: ExportConfig) -> CacheSettings:
+        """How one of the exports is cached."""
+        return replace(self.server.cache, **export.cache)
 
     def is_tls_only(self, name: str) -> bool:
         """Whether clients need TLS for the export ``name``."""
@@ -142,6 +146,9 @@ def server(
         listen.run,
         prints_uris=not is_captive,
     )
+    for folder in {plan.cache_of(export).disk_directory for export in exports}:
+        if folder is not None:
+            check_folder(folder)
     is_logged_elsewhere = process.syslog or process.log_file is not None
 
     def work(detach: Detach) -> int:
@@ -206,12 +213,13 @@ def new_export(
         config.name,
         open_store(config),
         config.read_only,
-        replace(plan.server.cache, **config.cache),
+        plan.cache_of(config),
         multi_conn=config.multi_conn,
         tls_only=config.tls_only,
         pace=plan.server.pace,
         takeover=plan.server.takeover,
         outages=outages_of(config, plan.server.outages),
+        origin=config.origin(plan.auth),
     )
 
 

@@ -258,7 +258,8 @@ class Writer:
                 await self._disk.objects.delete(dirty.index)
                 dirty.deleted = True
             else:
-                await self._disk.objects.put(dirty.index, body)
+                changed = [block.index for block in blocks]
+                await self._disk.objects.put(dirty.index, body, changed=changed)
 
     async def _fetch_missing(self, dirty: DirtyObject, fetched: dict[int, Buffer]) -> bool:
         """Fetch what is neither in the cache nor in ``fetched``; False if nothing was missing."""

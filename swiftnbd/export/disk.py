@@ -21,8 +21,10 @@ from swiftnbd.errors import ExportError
 from swiftnbd.export.block_map import BlockMap, draw
 from swiftnbd.export.changing import RUNS_PER_TURN_MAX, Writer
 from swiftnbd.export.device import Device, Extent
+from swiftnbd.export.disk_cache import DiskCache
 from swiftnbd.export.disk_state import DiskState, Part
 from swiftnbd.export.layout import Geometry, preferred_block_size
+from swiftnbd.export.local_blocks import LocalBlocks
 from swiftnbd.export.objects import REQUEST_SECONDS_MAX, DiskObjects
 from swiftnbd.export.parallel import for_each
 from swiftnbd.export.presence import State
@@ -293,6 +295,12 @@ class ObjectDevice(Device):
         """Store the presence map for whoever can prove that nobody changed the disk since."""
         await self._disk.objects.remember(binding)
 
+    def use_disk_cache(self, cache: DiskCache | None) -> None:
+        """Look there before the store is asked, and keep there what it gives; None: no more."""
+        disk = self._disk
+        local = None if cache is None else LocalBlocks(cache, disk.block_size, disk.per_object)
+        disk.objects.local = local
+
     # The lease of the lock
 
     def suspend(self) -> None:
@@ -309,6 +317,7 @@ class ObjectDevice(Device):
         """Never answer anything again; what is not stored stays in `dirty_ranges`."""
         error = ExportError(ESHUTDOWN, reason)
         self._gate.fail(error)
+        self.use_disk_cache(None)
         self._disk.writeback.abort()
         self._disk.readers.fail(error)
         self._disk.writers.fail(error)

@@ -13,7 +13,8 @@ the table anew. A crash at any point leaves blocks that are unproven, torn ones 
 their seal, or no cache.
 
 A local disk that fails, is full or hangs is never a reason not to serve: the cache says so in
-one WARNING and from then on finds nothing and keeps nothing, until the next start.
+one WARNING and from then on finds nothing and keeps nothing. File work is done in threads that
+nobody waits for without an end, not even the end of the process.
 
 No more than ``limit_bytes`` of disk are taken. What goes when they are full is found by CLOCK: a
 byte for each slot, searched in C (0.2 ms for 160,000 slots at the worst). Memory: 65 bytes for
@@ -26,7 +27,6 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +40,15 @@ from swiftnbd.export.slot_file import (
     records,
     same_block,
 )
+from swiftnbd.export.threads import Threads
 from swiftnbd.store.base import Buffer
 
 READERS = 2  # threads: a read is the disk's time and 40 us of SHA-256 without Python's lock
 QUEUE_BYTES_MAX = 8 * 1024 * 1024  # to be written; a disk slower than the store gets only a part
 READ_SECONDS_MAX = 5.0  # a healthy disk takes milliseconds; the store could have answered by then
-CLOSE_SECONDS_MAX = 30.0  # what is queued, and the kernel's own cache of what was written
+WRITE_SECONDS_MAX = 30.0  # without any being done, while a full queue waits for it
+OPEN_SECONDS_MAX = 10.0  # a client waits to be attached, and millions of records take seconds
+CLOSE_SECONDS_MAX = 10.0  # the lock is held meanwhile; `slot_file.SYNC_BYTES` bounds what is left
 
 _IDLE, _USED, _BUSY = range(3)  # marks of slots: may be taken, has another round, being written
 _NEXT_ROUND = bytes([_IDLE, _IDLE, _BUSY]).ljust(256)
@@ -65,11 +68,14 @@ class Cached(NamedTuple):
 class DiskCache:
     """Blocks by index, in one file. For the event loop's thread; file work is done in others."""
 
-    def __init__(self, path: Path, file: SlotFile | None, table: bytearray) -> None:
+    def __init__(
+        self, label: str, path: Path, file: SlotFile | None, table: bytearray, writer: Threads
+    ) -> None:
+        self._label = label
         self._path = path
         self._file = file
         self._usable = file is not None  # neither failed nor closed
-        self._failed = False
+        self.failed = False
         self._table = table
         self._slots: dict[int, int] = {}
         self._marks = bytearray(len(table) // RECORD_BYTES)
@@ -77,44 +83,73 @@ class DiskCache:
         self._writing: dict[int, int] = {}  # the slot to be of a block, once it is written
         self._writes: set[asyncio.Future[bytes]] = set()
         self._queued_bytes = 0
-        self._writer = ThreadPoolExecutor(1, "disk-cache-writer")
-        self._readers = ThreadPoolExecutor(READERS, "disk-cache-reader")
+        self._wrote_at = 0.0  # time of the loop: a write was done, or the first of them queued
+        self._writer = writer
+        self._readers = Threads(READERS, "disk-cache-reader")
+        self._turns = asyncio.Semaphore(READERS)  # so that waiting is not taken for a slow disk
         self._ending: asyncio.Task[None] | None = None
+        self._was_trusted = False
+        for slot, record in records(table):
+            self._was_trusted |= record.proven
+            self._marks[slot] = _USED  # empty slots are filled first
+            if self._slots.setdefault(record.block, slot) != slot:
+                self._set_record(slot, _NOTHING)  # two of the same: left by a crash
 
     @classmethod
     async def open(
-        cls, directory: Path, name: str, *, block_size: int, limit_bytes: int, binding: str | None
+        cls,
+        directory: Path,
+        name: str,
+        *,
+        label: str,
+        object_size: int,
+        block_size: int,
+        limit_bytes: int,
+        binding: str | None,
     ) -> "DiskCache":
         """The cache of the blocks of ``name``, which says all that tells its container from others.
 
-        ``binding`` is None if nobody can know who held the container last. Raises
-        `ExportUnusable` if another process uses the file.
+        ``label`` is for messages. ``binding`` is None if nobody can know who held the container
+        last. Raises `ExportUnusable` if another process, or export, uses the file.
         """
-        return await asyncio.to_thread(cls._open, directory, name, block_size, limit_bytes, binding)
-
-    @classmethod
-    def _open(
-        cls, directory: Path, name: str, block_size: int, limit_bytes: int, binding: str | None
-    ) -> "DiskCache":
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         path = directory / f"{digest[:32]}.blocks"
-        try:
+
+        def open_file() -> DiskCache:
             file, table = SlotFile.open(
-                path, name=name, block_size=block_size, limit_bytes=limit_bytes, binding=binding
+                path,
+                name=f"{name}\n{object_size}",
+                block_size=block_size,
+                limit_bytes=limit_bytes,
+                binding=binding,
             )
-        except OSError as error:
-            found = cls(path, None, bytearray())
-            found._fail(error)
+            return cls(label, path, file, table, writer)
+
+        writer = Threads(1, "disk-cache-writer")
+        opening = writer.run(open_file)
+        await asyncio.wait([opening], timeout=OPEN_SECONDS_MAX)
+        if not opening.done():
+            error: BaseException | None = OSError(f"not open within {OPEN_SECONDS_MAX:.0f} s")
+            opening.add_done_callback(_close_late)
+        else:
+            error = opening.exception()
+        if error is None:
+            found = opening.result()
+            believed = "proven" if found._was_trusted else "to be compared with the store's"
+            log.info("%s: %d blocks in %s, %s", label, len(found), path, believed)
             return found
-        found = cls(path, file, table)
-        for slot, record in records(table):
-            found._marks[slot] = _USED  # empty slots are filled first
-            if found._slots.setdefault(record.block, slot) != slot:
-                found._set_record(slot, _NOTHING)  # two of the same: left by a crash
+        if not isinstance(error, OSError):
+            writer.stop()
+            raise error
+        found = cls(label, path, None, bytearray(), writer)
+        found._fail(error)
         return found
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._slots
 
     async def get(self, index: int) -> Cached | None:
         """The block, if it is here and whole.
@@ -122,20 +157,20 @@ class DiskCache:
         What is returned was not dropped until now; it may be by the time another *task* that
         waits for this one is resumed. So await it directly, and use it before the next await.
         """
-        slot = self._slots.get(index)
-        if slot is None or self._file is None or not self._usable:
-            return None
-        record = self._record(slot)
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(READ_SECONDS_MAX):
-                data = await loop.run_in_executor(self._readers, self._file.read, slot, record)
-        except TimeoutError:
-            self._fail(OSError(f"a read took more than {READ_SECONDS_MAX:.0f} s"))
-            return None
-        except OSError as error:
-            self._fail(error)
-            return None
+        async with self._turns:
+            slot = self._slots.get(index)
+            if slot is None or self._file is None or not self._usable:
+                return None
+            record = self._record(slot)
+            try:
+                async with asyncio.timeout(READ_SECONDS_MAX):
+                    data = await self._readers.run(self._file.read, slot, record)
+            except TimeoutError:
+                self._fail(OSError(f"a read took more than {READ_SECONDS_MAX:.0f} s"))
+                return None
+            except OSError as error:
+                self._fail(error)
+                return None
         now = self._record(slot)
         if self._slots.get(index) != slot or not same_block(now, record):
             return None  # dropped meanwhile, or replaced
@@ -153,28 +188,38 @@ class DiskCache:
         ``data`` itself must not change either, until it is written. It replaces what was kept.
         """
         self.drop(index)
-        busy = self._queued_bytes and self._queued_bytes + len(data) > QUEUE_BYTES_MAX
         fits = len(etag) <= ETAG_BYTES_MAX and etag.isascii()
-        if self._file is None or not self._usable or busy or not fits:
+        if self._file is None or not self._usable or not fits or self._is_busy(len(data)):
             return
         slot = self._take_slot()
         if slot is None:
             return
         self._writing[index] = slot
         self._queued_bytes += len(data)
-        write = asyncio.get_running_loop().run_in_executor(
-            self._writer, self._file.write, slot, index, etag, data
-        )
+        write = self._writer.run(self._file.write, slot, index, etag, data)
         self._writes.add(write)
         write.add_done_callback(partial(self._written, index, slot, len(data)))
 
-    def drop(self, index: int) -> None:
-        """Forget a block. To be called before its object changes, whether or not it is here."""
-        self._writing.pop(index, None)
+    def _is_busy(self, size: int) -> bool:
+        """Whether the queue has no room for so many bytes more; fails if it does not move."""
+        now = asyncio.get_running_loop().time()
+        if not self._queued_bytes:
+            self._wrote_at = now
+        elif self._queued_bytes + size > QUEUE_BYTES_MAX:
+            if now - self._wrote_at > WRITE_SECONDS_MAX:
+                self._fail(OSError(f"a write took more than {WRITE_SECONDS_MAX:.0f} s"))
+            return True
+        return False
+
+    def drop(self, index: int) -> bool:
+        """Forget a block; whether there was one. To be called before its object changes."""
+        was_written = self._writing.pop(index, None) is not None
         slot = self._slots.pop(index, None)
-        if slot is not None:
-            self._set_record(slot, _NOTHING)
-            self._marks[slot] = _IDLE
+        if slot is None:
+            return was_written
+        self._set_record(slot, _NOTHING)
+        self._marks[slot] = _IDLE
+        return True
 
     def drop_range(self, first: int, end: int) -> None:
         """Forget the blocks ``[first, end)``, in time bounded by how many are here."""
@@ -187,7 +232,7 @@ class DiskCache:
             self.drop(index)
 
     def confirm(self, index: int, etag: str) -> None:
-        """The object's ETag is this, says the store: a block that has the same is proven."""
+        """The object's ETag is this, says the store: a block with the same is proven, else gone."""
         slot = self._slots.get(index)
         if slot is None:
             return
@@ -195,6 +240,8 @@ class DiskCache:
         found = record_of(record)
         if found is not None and found.etag == etag:
             self._set_record(slot, as_proven(record))
+        else:
+            self.drop(index)
 
     async def close(self, binding: str | None) -> None:
         """Finish what is queued, save, and let go of the file.
@@ -213,16 +260,19 @@ class DiskCache:
     async def _end(self, binding: str | None) -> None:
         if self._writes:
             await asyncio.wait(self._writes)
-        if self._file is not None and not self._failed:
+        if self._file is not None and not self.failed:
             try:
-                await asyncio.to_thread(self._file.save, bytes(self._table), binding)
+                await self._writer.run(self._file.save, self._table, binding)
             except OSError as error:
                 self._fail(error)
-        await asyncio.to_thread(self._let_go)
+        closer = Threads(1, "disk-cache-closer")
+        await closer.run(self._let_go)
+        closer.stop()
 
     def _let_go(self) -> None:
-        self._writer.shutdown()
-        self._readers.shutdown()
+        for threads in (self._writer, self._readers):
+            threads.stop()
+            threads.join()
         if self._file is not None:
             self._file.close()  # and only now: a number closed too early is another file's
 
@@ -230,10 +280,11 @@ class DiskCache:
         """A write has ended; the block may have been dropped, or put again, in the meantime."""
         self._writes.discard(write)
         self._queued_bytes -= size
+        self._wrote_at = write.get_loop().time()
         error = write.exception()
         if error is not None:
             self._fail(error)
-        if self._failed:
+        if self.failed:
             return
         self._marks[slot] = _IDLE
         if self._writing.get(index) == slot:
@@ -265,8 +316,17 @@ class DiskCache:
 
     def _fail(self, error: BaseException) -> None:
         """Go on without. Says so once."""
-        if not self._failed:
-            self._failed, self._usable = True, False
+        if not self.failed:
+            self.failed, self._usable = True, False
             self._slots.clear()
             self._writing.clear()
-            log.warning("%s: going on without the disk cache: %s", self._path, error)
+            log.warning(
+                "%s: going on without the disk cache %s: %s", self._label, self._path, error
+            )
+
+
+def _close_late(opening: asyncio.Future[DiskCache]) -> None:
+    """A file that was opened when nobody waited for it any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        found = opening.result()
+        found._ending = opening.get_loop().create_task(found._end(None))

@@ -34,6 +34,7 @@ from swiftnbd.errors import (
 )
 from swiftnbd.export.device import Device
 from swiftnbd.export.disk import ObjectDevice
+from swiftnbd.export.disk_cache import DiskCache
 from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import NOBODY, Lock, Sighting
@@ -80,9 +81,13 @@ class Export:
     takeover: bool = False  # from a holder that gives no sign of life
     multi_conn: bool = True  # else one connection is the whole client
     tls_only: bool = False  # only clients whose connection is encrypted may know of it
+    origin: str = ""  # with the name it tells the container from any other, for its disk cache
     counters: Counters = field(default_factory=Counters)
     info: DiskInfo = field(init=False)
     device: ObjectDevice | None = field(init=False, default=None)
+    _disk_cache: DiskCache | None = field(init=False, default=None)
+    _is_disk_usable: bool = field(init=False, default=True)  # until it fails or hangs
+    _closing: asyncio.Task[None] | None = field(init=False, default=None)
     _client: Client | None = field(init=False, default=None)
     _lock: Lock | None = field(init=False, default=None)
     _keeper: Keeper | None = field(init=False, default=None)
@@ -209,6 +214,7 @@ class Export:
         if self._keeper is not None and self._keeper.is_suspended:
             self.device.suspend()  # the lease was over before there was a device to tell
         await self._recall()
+        await self._open_disk_cache()
 
     async def _recall(self) -> None:
         """Learn from the last holder which objects exist, if nobody wrote since."""
@@ -229,6 +235,37 @@ class Export:
                 await self.device.remember(self._lock.tenure.binding)
         except (SwiftnbdError, TimeoutError) as error:
             log.info("%s: which objects exist could not be kept: %s", self.name, error)
+
+    async def _open_disk_cache(self) -> None:
+        """Use the blocks that a local disk keeps, if one is to: those of the last holder, too."""
+        directory = self.cache.disk_directory
+        if self.device is None or directory is None or not self._is_disk_usable:
+            return
+        geometry = self.info.geometry
+        try:
+            self._disk_cache = await DiskCache.open(
+                directory,
+                f"{self.origin}\n{self.name}",
+                label=self.name,
+                object_size=geometry.object_size,
+                block_size=self.cache.block_size(geometry),
+                limit_bytes=self.cache.disk_bytes,
+                binding=(self._lock.predecessor.binding or None) if self._lock else None,
+            )
+        except ExportUnusable as error:
+            log.warning("%s: going on without the disk cache: %s", self.name, error)
+            return
+        if self.is_lost:
+            await self._close_disk_cache(None)
+        else:
+            self.device.use_disk_cache(self._disk_cache)
+
+    async def _close_disk_cache(self, binding: str | None) -> None:
+        """Let go of it; ``binding`` as for `DiskCache.close`."""
+        cache, self._disk_cache = self._disk_cache, None
+        if cache is not None:
+            await cache.close(binding)
+            self._is_disk_usable = not cache.failed
 
     def _check_not_lost(self) -> None:
         if self._keeper is not None and self._keeper.lost is not None:
@@ -304,6 +341,8 @@ class Export:
         log.error("%s: %s; %d bytes were not written back", self.name, reason, dirty)
         if self.device is not None:
             self.device.fail(reason)
+        # whoever has the container now may have a use for the file
+        self._closing = asyncio.get_running_loop().create_task(self._close_disk_cache(None))
 
     # Letting go
 
@@ -338,6 +377,7 @@ class Export:
         if self.device is not None:
             await self.device.close()
             await self._remember()
+            await self._close_disk_cache(self._lock.tenure.binding if self._lock else None)
             self.device = None
         if self._lock is not None:
             await self._unlock()

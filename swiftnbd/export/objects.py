@@ -11,25 +11,32 @@ Stale replicas: an object whose ETag is not remembered is asked for with ``newes
 is asked for plainly, and if the answer is another object, or none, with ``newest`` after all;
 if that is still not the one we stored, it is an error: better no bytes than old ones. Only an
 answer that no change overtook is held to that: any other may be of the object before it.
+
+If there is a cache on a local disk, `DiskObjects.local`, it is asked first. What is said above of
+learning goes for what it keeps, too.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from errno import EIO
+from typing import TypeVar
 
 from swiftnbd.errors import ExportError
 from swiftnbd.export.etags import Etags
 from swiftnbd.export.layout import OWN_PREFIX, PART_PREFIX, Geometry, object_index, object_name
+from swiftnbd.export.local_blocks import LocalBlocks
 from swiftnbd.export.presence import Presence, State, dump_bytes_max
 from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
-from swiftnbd.store.base import Blob, Buffer, Store
+from swiftnbd.store.base import Blob, Buffer, ObjectInfo, Store
 
 PRESENCE = OWN_PREFIX + "presence"  # the name of the map's object
 OBJECTS_PACKED_AT_ONCE = 256 * 1024  # at worst 2 ms; a larger map is packed in a thread
 REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
+
+T = TypeVar("T", Blob | None, ObjectInfo | None)
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +78,7 @@ class DiskObjects:
         self.label = store.label
         self.size = geometry.object_size
         self.presence = Presence(geometry.objects)
+        self.local: LocalBlocks | None = None
         self._store = store
         self._etags = Etags()
         self._slots = slots
@@ -87,14 +95,48 @@ class DiskObjects:
 
     async def get(self, index: int, start: int, end: int, *, urgent: bool) -> bytes | None:
         """Bytes ``[start, end)`` of one object, or None if it does not exist."""
+        found = await self.local.find(index, start, end) if self.local is not None else None
+        if found is not None:
+            if found.is_proven and self._exclusive:
+                return found.filled(start, b"")
+            if found.is_whole:
+                first, etag, data = start, await self._ask_etag(index, urgent=urgent), b""
+            else:
+                first, last = found.gap
+                blob = await self._fetch(index, first, last, urgent=urgent)
+                etag, data = (None, b"") if blob is None else (blob.etag, blob.data)
+            if etag is None:
+                return None
+            if found.has(etag):
+                return found.filled(first, data)
+        blob = await self._fetch(index, start, end, urgent=urgent)
+        return None if blob is None else blob.data
+
+    async def _fetch(self, index: int, start: int, end: int, *, urgent: bool) -> Blob | None:
+        async def ask(newest: bool) -> Blob | None:
+            return await self._get(index, start, end, newest=newest)
+
         async with self._request(urgent=urgent, key=index):
-            blob = await self._get_current(index, start, end)
-        if blob is None:
-            return None
+            blob, holds = await self._ask_current(index, ask)
+            if blob is None:
+                return None
+            is_whole = len(blob.data) == end - start
+            if self.local is not None and holds and is_whole:  # no await since it was seen
+                self.local.keep(index, start, blob.data, blob.etag)
         self._counters.store_in += len(blob.data)
-        if len(blob.data) != end - start:
+        if not is_whole:
             raise self._error(index, f"gave {len(blob.data)} bytes, not {end - start}")
-        return blob.data
+        return blob
+
+    async def _ask_etag(self, index: int, *, urgent: bool) -> str | None:
+        """The ETag of one object, or None if it does not exist."""
+
+        async def ask(newest: bool) -> ObjectInfo | None:
+            return await self._store.head(object_name(index), newest=newest)
+
+        async with self._request(urgent=urgent, key=index):
+            info, _ = await self._ask_current(index, ask)
+        return None if info is None else info.etag
 
     def hurry(self, index: int) -> None:
         """Somebody waits now for what is to be read of this object."""
@@ -112,23 +154,26 @@ class DiskObjects:
             if not self._looks[index]:
                 del self._looks[index]
 
-    async def _get_current(self, index: int, start: int, end: int) -> Blob | None:
+    async def _ask_current(self, index: int, ask: Callable[[bool], Awaitable[T]]) -> tuple[T, bool]:
+        """What ``ask(newest)`` answers of the object, and whether that may be kept of it."""
         newest = not self._etags.knows(index)
         while True:
             with self._looking(index) as look:
-                blob = await self._get(index, start, end, newest=newest)
-            if self._fits(index, blob):
+                found = await ask(newest)
+            if self._fits(index, found):
                 if look.counts:
-                    self._learn(index, blob)
-                return blob
+                    self._learn(index, None if found is None else found.etag)
+                return found, look.counts or not self._exclusive
             if newest and look.counts:
                 raise self._error(index, "is not the one that was stored last")
             newest = True
 
-    def _learn(self, index: int, blob: Blob | None) -> None:
-        self.presence.set(index, State.ABSENT if blob is None else State.PRESENT)
-        if blob is not None:
-            self._etags.set(index, blob.etag)
+    def _learn(self, index: int, etag: str | None) -> None:
+        if self.local is not None and not self._etags.knows(index):
+            self.local.learn(index, etag)
+        self.presence.set(index, State.ABSENT if etag is None else State.PRESENT)
+        if etag is not None:
+            self._etags.set(index, etag)
 
     async def _get(self, index: int, start: int, end: int, *, newest: bool) -> Blob | None:
         name = object_name(index)
@@ -136,11 +181,11 @@ class DiskObjects:
             return await self._store.get(name, newest=newest, size_max=self.size)
         return await self._store.get(name, start=start, length=end - start, newest=newest)
 
-    def _fits(self, index: int, blob: Blob | None) -> bool:
-        if blob is None:  # one that we know to exist cannot have gone
+    def _fits(self, index: int, found: Blob | ObjectInfo | None) -> bool:
+        if found is None:  # one that we know to exist cannot have gone
             known = self.presence.get(index) is State.PRESENT
             return not known and not self._etags.knows(index)
-        return self._etags.fits(index, blob.etag)
+        return self._etags.fits(index, found.etag)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -148,14 +193,19 @@ class DiskObjects:
         async with self._request(urgent=False):
             yield
 
-    async def put(self, index: int, data: Buffer) -> None:
-        """Replace one object whole, in one's turn; durable on return."""
+    async def put(self, index: int, data: Buffer, *, changed: Collection[int] = ()) -> None:
+        """Replace one object whole, in one's turn; durable on return.
+
+        ``changed`` are blocks of it that are worth keeping on the local disk.
+        """
         assert len(data) == self.size
-        with self._change(index):
+        with self._change(index) as were_local:
             etag = await self._store.put(object_name(index), data)
             self._etags.set(index, etag)
             self.presence.set(index, State.PRESENT)
         self._counters.store_out += len(data)
+        if self.local is not None:
+            self.local.keep_changed(index, data, etag, were_local.union(changed))
 
     async def delete(self, index: int) -> None:
         """See to it that one object does not exist, in one's turn; durable on return."""
@@ -164,8 +214,11 @@ class DiskObjects:
             self.presence.set(index, State.ABSENT)
 
     @contextmanager
-    def _change(self, index: int) -> Iterator[None]:
-        """Until the store has answered, and if it never does, nobody knows what is there."""
+    def _change(self, index: int) -> Iterator[set[int]]:
+        """Until the store has answered, and if it never does, nobody knows what is there.
+
+        Yields which of its blocks were on the local disk.
+        """
         assert index not in self._changing, f"object {index}: two changes at once"
         self._changing.add(index)
         self._doubtful.add(index)
@@ -173,8 +226,9 @@ class DiskObjects:
             look.counts = False
         self.presence.set(index, State.UNKNOWN)
         self._etags.forget(index)
+        were_local = set() if self.local is None else self.local.drop(index)
         try:
-            yield
+            yield were_local
             self._doubtful.discard(index)
         finally:
             self._changing.discard(index)

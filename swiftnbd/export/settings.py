@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.layout import OBJECT_SIZE_UNIT, Geometry
@@ -59,6 +60,9 @@ class CacheSettings:
     ``read_ahead_bytes``: at most so much is fetched before it is asked for; 0 switches it off.
     ``requests``: to the store at once. Sixteen saturate a node of Swift.
     ``reads_reserved``: further ones that only reads somebody waits for may use.
+    ``disk_directory``: where clean blocks are kept over restarts; None: nowhere.
+    ``disk_bytes``: of that disk. The default is sixty times the cache in memory, and takes 15 MB
+    of that for its index.
     """
 
     cache_bytes: int = 64 * _MIB
@@ -70,6 +74,8 @@ class CacheSettings:
     read_ahead_bytes: int = 8 * _MIB
     requests: int = 16
     reads_reserved: int = 4
+    disk_directory: Path | None = None
+    disk_bytes: int = 4096 * _MIB
 
     def check(self, geometry: Geometry) -> None:
         """Raise `ExportUnusable` if a disk of this geometry cannot be cached so."""

@@ -39,6 +39,8 @@ from swiftnbd.store.base import Buffer
 PAGE_BYTES = 4096
 RECORD_BYTES = 64
 ETAG_BYTES_MAX = 32  # an MD5 in hexadecimal digits
+SLOTS_MAX = 1 << 22  # 256 GiB of 64 KiB blocks; their table and index take 0.9 GB of memory
+SYNC_BYTES = 64 * 1024 * 1024  # written: so much can be left to be synced at the end, no more
 
 _MAGIC = b"swiftnbd blocks\n"
 _VERSION = 1
@@ -49,6 +51,7 @@ _SEAL_BYTES = 16
 _VALID = 1
 _PROVEN = 2
 _IN_USE = bytes(32)
+_NOT_PROVEN = bytes(flags & ~_PROVEN for flags in range(256))
 
 
 class Record(NamedTuple):
@@ -68,6 +71,8 @@ class SlotFile:
         self._block_size = block_size
         self._name = _digest(_bytes(name))
         self._salt = b""
+        self._unsynced = 0
+        self._used = 0  # bytes of the table in the file; behind them there are only zeros
         self._begin = _slots_begin(slots)
 
     @classmethod
@@ -78,7 +83,7 @@ class SlotFile:
 
         Raises `OSError`, and `ExportUnusable` if another process, or export, has it open.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             _lock(fd, path)
@@ -107,14 +112,20 @@ class SlotFile:
         record = unsealed[:-_SEAL_BYTES] + self._seal(unsealed, data)
         _write(self._fd, data, self._offset(slot))
         _write(self._fd, record, PAGE_BYTES + slot * RECORD_BYTES)
+        self._used = max(self._used, (slot + 1) * RECORD_BYTES)
+        self._unsynced += len(data)
+        if self._unsynced >= SYNC_BYTES:
+            self._unsynced = 0
+            os.fdatasync(self._fd)
         return record
 
-    def save(self, table: bytes, binding: str | None) -> None:
+    def save(self, table: bytearray, binding: str | None) -> None:
         """Write the table. With a binding, it can be trusted by who opens it with the same one."""
-        _write(self._fd, table, PAGE_BYTES)
+        used = bytes(table[: self._used])
+        _write(self._fd, used, PAGE_BYTES)
         if binding is not None:
             os.fsync(self._fd)
-            self._write_header(_digest(_bytes(binding)), _digest(table))
+            self._write_header(_digest(_bytes(binding)), _digest(used.rstrip(b"\0")))
 
     def _load(self, binding: str | None) -> bytearray:
         header = _read(self._fd, _HEADER.size + 32, 0)
@@ -122,17 +133,20 @@ class SlotFile:
         table, trusted = b"", False
         if _digest(body) == digest and body.startswith(self._identity()):
             self._salt, bound, table_digest = _HEADER.unpack(body)[-3:]
-            table = _read(self._fd, self.slots * RECORD_BYTES, PAGE_BYTES)
+            # most of a large table is nothing, and then costs nothing
+            table = _read(self._fd, self.slots * RECORD_BYTES, PAGE_BYTES).rstrip(b"\0")
             trusted = binding is not None and bound == _digest(_bytes(binding))
             trusted = trusted and table_digest == _digest(table)
         else:
             os.ftruncate(self._fd, 0)
             self._salt = os.urandom(16)
         self._write_header(_IN_USE, bytes(32))
-        found = bytearray(table.ljust(self.slots * RECORD_BYTES, b"\0"))
+        self._used = -(-len(table) // RECORD_BYTES) * RECORD_BYTES
+        found = bytearray(self.slots * RECORD_BYTES)
+        found[: len(table)] = table
         if not trusted:
-            for at in range(0, len(found), RECORD_BYTES):
-                found[at] &= ~_PROVEN
+            flags = slice(0, self._used, RECORD_BYTES)
+            found[flags] = found[flags].translate(_NOT_PROVEN)
         return found
 
     def _identity(self) -> bytes:
@@ -158,7 +172,8 @@ class SlotFile:
 
 def records(table: bytes | bytearray) -> Iterator[tuple[int, Record]]:
     """The slots that hold something, and what."""
-    for slot, fields in enumerate(_RECORD.iter_unpack(table)):
+    used = -(-len(table.rstrip(b"\0")) // RECORD_BYTES) * RECORD_BYTES
+    for slot, fields in enumerate(_RECORD.iter_unpack(memoryview(table)[:used])):
         flags, length, block, etag, _ = fields
         if flags & _VALID:
             yield slot, Record(block, _text(etag[:length]), bool(flags & _PROVEN))
@@ -196,7 +211,7 @@ def _slot_count(block_size: int, limit_bytes: int) -> int:
     slots = max(0, (limit_bytes - 2 * PAGE_BYTES) // (block_size + RECORD_BYTES))
     if not slots:
         raise OSError(ENOSPC, f"its limit of {limit_bytes} bytes leaves no room for a block")
-    return slots
+    return min(slots, SLOTS_MAX)
 
 
 def _slots_begin(slots: int) -> int:

@@ -43,6 +43,12 @@ class ExportConfig:
     cache: Mapping[str, Any] = field(default_factory=dict)
     outages: Mapping[str, Any] = field(default_factory=dict)
 
+    def origin(self, auth: AuthConfig) -> str:
+        """Where it is: what tells it from other containers of its name. No secret is in it."""
+        if auth.directory is not None:
+            return str(auth.directory.absolute())
+        return "" if self.login is None else self.login.account
+
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:

@@ -61,6 +61,15 @@ class TlsSettings:
             raise ConfigError(f"cannot read {files}: {error.strerror}") from None
 
 
+# of keystoneauth1's options; all others may be secrets
+_OF_ACCOUNT = {
+    *("auth_url", "username", "user_id", "user_domain_name", "user_domain_id"),
+    *("tenant_name", "tenant_id", "project_name", "project_id"),
+    *("project_domain_name", "project_domain_id"),
+    *("application_credential_id", "application_credential_name"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LoginSettings:
     """One way to log in, and which of the endpoints it gives to use.
@@ -81,3 +90,9 @@ class LoginSettings:
     def option(self, name: str) -> str:
         """An option's value, '' if it was not given."""
         return dict(self.options).get(name, "")
+
+    @property
+    def account(self) -> str:
+        """Whose containers it is about, as far as that can be said without a secret."""
+        told = [f"{name}={value}" for name, value in self.options if name in _OF_ACCOUNT]
+        return "\n".join([*sorted(told), self.region or "", self.storage_url or ""])

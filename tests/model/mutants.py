@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +52,11 @@ def stored_is_marked_before_the_put(patch: pytest.MonkeyPatch) -> None:
 def put_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     put = DiskObjects.put
 
-    async def begun(self: DiskObjects, index: int, data: Buffer) -> None:
-        task = asyncio.get_running_loop().create_task(put(self, index, data))
+    async def begun(
+        self: DiskObjects, index: int, data: Buffer, *, changed: Collection[int] = ()
+    ) -> None:
+        work = put(self, index, data, changed=changed)
+        task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     patch.setattr(DiskObjects, "put", begun)
@@ -321,11 +324,11 @@ def absence_outlives_a_put_whose_reply_was_lost(patch: pytest.MonkeyPatch) -> No
     change = DiskObjects._change
 
     @contextlib.contextmanager
-    def trusting(self: DiskObjects, index: int) -> Iterator[None]:
+    def trusting(self: DiskObjects, index: int) -> Iterator[set[int]]:
         before = self.presence.get(index)
         try:
-            with change(self, index):
-                yield
+            with change(self, index) as were_local:
+                yield were_local
         except SwiftnbdError:
             self.presence.set(index, before)
             raise

@@ -71,7 +71,13 @@ class World:
 
     async def session(self, session: Session) -> None:
         cache = await DiskCache.open(
-            self.directory, "disk", block_size=SIZE, limit_bytes=LIMIT, binding=str(self.binding)
+            self.directory,
+            "disk",
+            label="disk",
+            object_size=SIZE,
+            block_size=SIZE,
+            limit_bytes=LIMIT,
+            binding=str(self.binding),
         )
         durable = self.file.read_bytes()
         for index in range(BLOCKS):

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from swiftnbd.cli.cache import CacheOptions, cache_options
+from swiftnbd.cli.cache import CacheOptions, cache_options, check_folder
 from swiftnbd.cli.run import run
 from swiftnbd.cli.secrets import load_secrets
 from swiftnbd.cli.server import server
@@ -36,14 +36,19 @@ def test_without_flags_the_defaults_are_the_engines() -> None:
 
 
 def test_every_flag_sets_its_field() -> None:
-    flags = "-c 8 --cache-mode WriteThrough --dirty-limit 2 --dirty-seconds 0.5 --read-ahead 0"
-    assert parse(*flags.split(), "--requests", "3").settings == CacheSettings(
+    flags = (
+        "-c 8 --cache-mode WriteThrough --dirty-limit 2 --dirty-seconds 0.5 --read-ahead 0 "
+        "--requests 3 --cache-dir / --cache-disk-limit 10G"
+    )
+    assert parse(*flags.split()).settings == CacheSettings(
         cache_bytes=8 * MIB,
         mode=CacheMode.WRITETHROUGH,
         dirty_bytes=2 * MIB,
         dirty_seconds=0.5,
         read_ahead_bytes=0,
         requests=3,
+        disk_directory=Path("/"),
+        disk_bytes=10240 * MIB,
     )
 
 
@@ -68,6 +73,8 @@ WRONG = [
     ("requests", "0", "a number from 1 to 256"),
     ("requests", "257", "a number from 1 to 256"),
     ("requests", "1.5", "a number from 1 to 256"),
+    ("cache-disk-limit", "0", "a number of MB"),
+    ("cache-disk-limit", "2T", "a number of MB"),
 ]
 
 
@@ -97,6 +104,34 @@ def test_section_names_only_what_differs(tmp_path: Path) -> None:
         "dirty_bytes": 4 * MIB,
         "requests": 9,
     }
+
+
+def test_folder_of_the_disk_cache_is_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert section(tmp_path, "cache-dir = new") == {"disk_directory": tmp_path / "new"}
+    check_folder(tmp_path / "new")
+    check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/cache", "/no/such/folder"])
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_folder_that_cannot_be_is_refused_at_the_start(
+    folder: str, by_flag: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_text("[disk]\n" + ("" if by_flag else f"cache-dir = {folder}\n"))
+    flags = ["-f", "-a", f"file:{tmp_path}", "--secrets", str(secrets)]
+    flags += ["--cache-dir", folder] if by_flag else []
+    assert run(server, "swiftnbd-server", flags) == 2
+    said = capsys.readouterr().err
+    assert f"cache-dir: {folder} is no folder, and none can be made there; name one" in said
+    assert said.count("\n") == 1
+
+
+def test_one_container_may_do_without_the_disk_cache_of_all(tmp_path: Path) -> None:
+    assert section(tmp_path, "cache-dir =") == {"disk_directory": None}
 
 
 @pytest.mark.parametrize(("key", "text", "expected"), WRONG)

@@ -40,6 +40,8 @@ def test_example_is_valid(tmp_path: Path) -> None:
             "dirty_seconds": 5.0,
             "read_ahead_bytes": 8 * MIB,
             "requests": 16,
+            "disk_directory": Path("/var/cache/swiftnbd"),
+            "disk_bytes": 4096 * MIB,
         },
         outages={"policy": OnOutage.WAIT, "seconds": 60.0},
     )
