@@ -7,8 +7,12 @@ exactly by its seed. Hanging calls wait for gates that rules open; no clock deci
 
 import asyncio
 import math
+import os
+import random
+import tempfile
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
@@ -43,6 +47,8 @@ CACHES = st.builds(
     reads_reserved=st.just(1),
 )
 DISK = OBJECTS * SIZE
+LOCAL = 8192 + 5 * (SIZE + 256)  # bytes of a local disk: there is no room for all of it
+SECTOR = 512
 TURNS_MAX = 3000  # of the event loop, for what nothing holds up
 AT_WORK_MAX = 8  # requests, before new ones wait for old ones
 CLIENT = Client("peer", "client.example", 4242)
@@ -74,6 +80,7 @@ FAULTS = st.lists(
     ),
     max_size=4,
 )
+CRASHES = st.sampled_from(["kill", "power cut", "power cut"])
 RULES_BETWEEN_CRASHES = 2  # often, for what is wrongly acknowledged may be mended a moment later
 RULES_BETWEEN_RESTS = 6  # rules between two that bring everything to rest
 
@@ -102,6 +109,8 @@ class DiskMachine(RuleBasedStateMachine):
         self.kept: dict[int, Change] = {}  # by the number of the object: see `_begin_keeping`
         self.busy = 0  # rules since everything was at rest
         self.suspended_at: int | None = None  # changes sent to the store when it was suspended
+        self.folder: tempfile.TemporaryDirectory[str] | None = None  # of a disk cache
+        self.synced = b""  # what a power cut leaves at least of its file
 
     # Running
 
@@ -154,8 +163,12 @@ class DiskMachine(RuleBasedStateMachine):
 
     # Life
 
-    @initialize(cache=CACHES, filled=st.booleans())
-    def set_up(self, cache: CacheSettings, filled: bool) -> None:
+    @initialize(cache=CACHES, filled=st.booleans(), local=st.booleans())
+    def set_up(self, cache: CacheSettings, filled: bool, local: bool) -> None:
+        if local:
+            self.folder = tempfile.TemporaryDirectory(dir=_memory())
+            folder = Path(self.folder.name)
+            cache = replace(cache, disk_directory=folder, disk_bytes=LOCAL)
         self.cache = cache
         self.writes_through = cache.mode is CacheMode.WRITETHROUGH
         self.store = Faulty(self.memory, self._plan)
@@ -178,7 +191,28 @@ class DiskMachine(RuleBasedStateMachine):
     def _attach(self) -> None:
         device = self.run(self.export.attach(CLIENT))
         assert isinstance(device, ObjectDevice)
+        if self.folder is not None and getattr(self, "device", None) is not device:
+            self.synced = self._local_file().read_bytes()
         self.device = device
+
+    def _local_file(self) -> Path:
+        assert self.folder is not None
+        (path,) = Path(self.folder.name).iterdir()
+        return path
+
+    def _crash_local(self, how: str, seed: int) -> None:
+        """What was written to the local disk and never synced may be there or not, by sectors."""
+        cache = self.export._disk_cache
+        assert cache is not None
+        assert cache._file is not None
+        cache._file.close()
+        path, chance = self._local_file(), random.Random(seed)
+        left = bytearray(path.read_bytes())
+        for at in range(0, len(left), SECTOR):
+            if how == "power cut" and chance.random() < 0.5:
+                before = self.synced[at : at + SECTOR].ljust(SECTOR, b"\0")
+                left[at : at + SECTOR] = before[: len(left) - at]
+        path.write_bytes(left)
 
     def image(self) -> bytes:
         """The second witness: what is stored, read without any of the code under test."""
@@ -402,13 +436,15 @@ class DiskMachine(RuleBasedStateMachine):
         return self.store.count("put") + self.store.count("delete")
 
     @precondition(lambda self: self.busy >= RULES_BETWEEN_CRASHES)
-    @rule(lock_is_lost=st.booleans())
-    def crash(self, lock_is_lost: bool) -> None:
+    @rule(lock_is_lost=st.booleans(), how=CRASHES, seed=st.integers(0, 2**32))
+    def crash(self, lock_is_lost: bool, how: str, seed: int) -> None:
         """Everything in memory is gone at once; calls that had no effect yet never have one."""
         self.busy = 0
         if lock_is_lost:
             self._lose_lock()
         self._end_all_tasks()
+        if self.folder is not None:
+            self._crash_local(how, seed)
         self.pending.clear()
         self.oracle.crash()
         self.kept.clear()
@@ -514,11 +550,18 @@ class DiskMachine(RuleBasedStateMachine):
         finally:
             self._end_all_tasks()
             self.loop.close()
+            if self.folder is not None:
+                self.folder.cleanup()
 
 
 async def _break_lock(store: MemoryStore) -> None:
     """As ``swiftnbd-ctl unlock`` does; this very process made it, so it does not count as dead."""
     await break_lock(store, "unlock:1@1700000000", await sight(store))
+
+
+def _memory() -> str | None:
+    """Where syncing a file takes no time."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _ignore(result: object, done: bool) -> None:

@@ -19,7 +19,9 @@ from swiftnbd.export.device import hole
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags
+from swiftnbd.export.local_blocks import Found, LocalBlocks
 from swiftnbd.export.objects import DiskObjects
+from swiftnbd.export.slot_file import SlotFile
 from swiftnbd.export.writeback import DirtyObject, WriteBack
 from swiftnbd.store.base import Blob, Buffer
 
@@ -384,6 +386,25 @@ def short_body_is_padded(patch: pytest.MonkeyPatch) -> None:
         return blob and replace(blob, data=blob.data.ljust(end - start, b"\0"))
 
     patch.setattr(DiskObjects, "_get", padded)
+
+
+# What is kept on a local disk
+
+
+@mutant
+def disk_cache_is_not_told_of_changes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LocalBlocks, "drop", lambda self, index: set())
+    patch.setattr(LocalBlocks, "keep_changed", lambda self, index, data, etag, blocks: None)
+
+
+@mutant
+def what_a_crash_left_is_taken_for_proven(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Found, "is_proven", Found.is_whole)
+
+
+@mutant
+def torn_slot_is_believed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SlotFile, "_seal", lambda self, record, data: bytes(16))
 
 
 # Suspended

@@ -23,6 +23,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.usefixtures("no_threads")
 @pytest.mark.allows_log("kept locked, trying again")
 @pytest.mark.timeout(0 if EXAMPLES else 120)
 def test_every_byte_is_legal_whatever_happens() -> None:

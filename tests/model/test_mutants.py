@@ -20,6 +20,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.usefixtures("no_threads")
 @pytest.mark.allows_log("")  # whatever a broken engine says
 @pytest.mark.parametrize("plant", MUTANTS, ids=lambda plant: plant.__name__)
 def test_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
