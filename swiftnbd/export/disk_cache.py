@@ -80,6 +80,7 @@ class DiskCache:
         self._slots: dict[int, int] = {}
         self._marks = bytearray(len(table) // RECORD_BYTES)
         self._hand = 0
+        self._freed: list[int] = []  # slots with nothing in them any more: used again first
         self._writing: dict[int, int] = {}  # the slot to be of a block, once it is written
         self._writes: set[asyncio.Future[bytes]] = set()
         self._queued_bytes = 0
@@ -219,6 +220,7 @@ class DiskCache:
             return was_written
         self._set_record(slot, _NOTHING)
         self._marks[slot] = _IDLE
+        self._freed.append(slot)
         return True
 
     def drop_range(self, first: int, end: int) -> None:
@@ -291,9 +293,15 @@ class DiskCache:
             del self._writing[index]
             self._slots[index] = slot
             self._set_record(slot, write.result())
+        else:
+            self._freed.append(slot)
 
     def _take_slot(self) -> int | None:
         """A slot to write to, nobody's or of a block to give up; None if all are being written."""
+        if self._freed:
+            slot = self._freed.pop()
+            self._marks[slot] = _BUSY
+            return slot
         for _ in range(2):
             found = self._marks.find(_IDLE, self._hand)
             end = len(self._marks) if found < 0 else found
@@ -304,6 +312,7 @@ class DiskCache:
                 given_up = record_of(self._record(found))
                 if given_up is not None:
                     self.drop(given_up.block)
+                    self._freed.pop()
                 self._marks[found] = _BUSY
                 return found
         return None
@@ -321,7 +330,10 @@ class DiskCache:
             self._slots.clear()
             self._writing.clear()
             log.warning(
-                "%s: going on without the disk cache %s: %s", self._label, self._path, error
+                "%s: going on without the disk cache %s: %s",
+                self._label,
+                self._path,
+                getattr(error, "strerror", None) or error,
             )
 
 

@@ -366,6 +366,15 @@ async def test_blocks_of_the_session_before_stay_while_there_is_room(tmp_path: P
         assert [await cache.get(index) for index in range(10)] == [*map(found, range(10))]
 
 
+async def test_file_grows_no_larger_for_blocks_that_are_replaced(tmp_path: Path) -> None:
+    async with cache_in(tmp_path) as cache:
+        await keep(cache, *range(10))
+        size = the_file(tmp_path).stat().st_size
+        for _ in range(3):
+            await keep(cache, *range(10))
+        assert the_file(tmp_path).stat().st_size == size
+
+
 async def test_slots_of_dropped_blocks_are_used_again(tmp_path: Path) -> None:
     async with cache_in(tmp_path, limit=50_000) as cache:
         await keep(cache, *range(10))
