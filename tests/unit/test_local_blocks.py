@@ -19,6 +19,8 @@ from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.watch import break_lock, sight
+from swiftnbd.server.config import AuthConfig, ExportConfig
+from swiftnbd.store.login import LoginSettings
 from swiftnbd.store.memory import MemoryObject, MemoryStore
 from tests.store.contract import etag_of
 from tests.support.disks import SIZE, begin, caching, joined, name, turns
@@ -597,3 +599,20 @@ async def main():
 asyncio.run(main())
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_same_name_elsewhere_is_another_file_and_no_secret_is_in_its_name() -> None:
+    def origin(url: str, user: str, secret: str, region: str | None = None) -> str:
+        options = (("auth_url", url), ("username", user), ("password", secret))
+        login = LoginSettings("v3password", options, region=region)
+        return ExportConfig("disk", login=login).origin(AuthConfig())
+
+    one = origin("http://a", "alice", "hunter2")
+    assert one == origin("http://a", "alice", "another")
+    others = {
+        origin("http://b", "alice", "hunter2"),
+        origin("http://a", "bob", "hunter2"),
+        origin("http://a", "alice", "hunter2", "here"),
+        ExportConfig("disk").origin(AuthConfig(directory=Path("/disks"))),
+    }
+    assert len(others - {one}) == 4
