@@ -122,9 +122,11 @@ def test_killed_server_asks_for_etags_and_fetches_what_differs(
     disk: Disk, forwarder: Forwarder, launch: Launch, folder: Path
 ) -> None:
     data = image("killed")
+    fill(disk, data)
+    assert disk.server.terminate() == 0  # so that all of it is on the local disk
+    disk.server = launch(disk.container, extra=("--cache-dir", str(folder)))
     with disk.connect() as client:
-        client.write(0, data)
-        client.flush()
+        assert client.read(3 * S, S) == data[3 * S : 4 * S]
         disk.server.kill()
     changed = image("changed")[:S]
     disk.backend.put(disk.container, f"{PART}{5:08d}", changed)
