@@ -140,6 +140,7 @@ class WriteBack:
         self._failures = 0  # in a row
         self._not_before = 0.0  # time of the loop: none starts by itself until then
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = inf  # time of the loop, of that timer
         self._pressed = False
 
     @property
@@ -245,16 +246,15 @@ class WriteBack:
         return dirty.index in self._filling and not dirty.is_whole(self._per_object)
 
     def _wake_at(self, when: float) -> None:
-        if when == inf:
+        if when >= self._wakes_at:
             return
         if self._timer is not None:
-            if self._timer.when() <= when:
-                return
             self._timer.cancel()
+        self._wakes_at = when  # uvloop's timer does not know it if it is due at once
         self._timer = asyncio.get_running_loop().call_at(when, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer = None
+        self._timer, self._wakes_at = None, inf
         self._pump()
 
     def _start(self, dirty: DirtyObject) -> asyncio.Task[None]:
@@ -330,7 +330,7 @@ class WriteBack:
         assert not self.objects
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._wakes_at = None, inf
 
 
 def _failure(task: asyncio.Task[None]) -> SwiftnbdError | None:

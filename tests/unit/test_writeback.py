@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 
 from swiftnbd.errors import StoreFull, StoreUnavailable, SwiftnbdError
 from swiftnbd.export.block import Block, State
@@ -274,6 +275,24 @@ async def test_object_that_is_being_filled_is_stored_at_its_age() -> None:
     assert uploads.begun == [1, 2]
     await uploads.end(1)
     await uploads.end(2)
+
+
+def test_two_changes_that_are_to_be_stored_at_once_on_uvloop() -> None:
+    """Its timers that are due within half a millisecond are none: they cannot say when they are."""
+
+    async def change_two() -> list[int]:
+        uploads = Uploads(seconds=0.0)
+        uploads.change(1)
+        uploads.change(2)
+        await turns()
+        await turns()
+        for index in (1, 2):
+            await uploads.end(index)
+        uploads.close()
+        return uploads.begun
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(change_two()) == [1, 2]
 
 
 async def test_closed_gate_cuts_uploads_short_and_starts_none_until_it_opens() -> None:
