@@ -21,6 +21,7 @@ from benchmarks import (
     hostile,
     memory,
     requests,
+    stall,
     tls,
 )
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
@@ -34,6 +35,7 @@ MEASURES = {
     engine.PART: engine.measure,
     attach.PART: attach.measure,
     memory.PART: memory.measure,
+    stall.PART: stall.measure,
     requests.PART: requests.measure,
     eviction.PART: eviction.measure,
     hostile.PART: hostile.measure,

@@ -38,7 +38,7 @@ class Workload:
 WORKLOADS = (
     Workload("4 KiB random read, depth 32", "randread", "4k", 32),
     Workload("4 KiB random read, depth 1", "randread", "4k", 1),
-    Workload("256 KiB sequential read, depth 32", "read", "256k", 32),
+    Workload("256 KiB sequential read, depth 8", "read", "256k", 8),
     Workload("4 KiB random write, depth 32, memory store", "randwrite", "4k", 32, "memory"),
 )
 

@@ -5,6 +5,7 @@ Each pair has a fresh container for each side, and the raw rate of that Swift be
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from benchmarks.options import KIB, MIB, Options
 from benchmarks.processes import Server, find, run
 from benchmarks.results import Results, in_pairs
 from benchmarks.swift import Swift, real_swift
+from swiftnbd.export.pace import SETTLE_SECONDS_DEFAULT
 from tests.support.nbd_client import NbdClient
 
 PART = "engine"
@@ -31,6 +33,7 @@ def measure(options: Options, results: Results, workdir: Path) -> None:
         _measure_writes(swift, options, results)
         _measure_flushes(swift, options, results)
         _measure_cold_reads(swift, options, results)
+        _measure_stream(swift, options, results)
         _measure_huge(swift, results)
 
 
@@ -86,19 +89,41 @@ def _measure_cold_reads(swift: Swift, options: Options, results: Results) -> Non
     in_pairs(row, options.copy_pairs, ours, raw, options.say)
 
 
+def _measure_stream(swift: Swift, options: Options, results: Results) -> None:
+    """4 KiB after 4 KiB, never a FLUSH until the end: how often is each object stored?"""
+    row = results.figure(PART, "sequential 4 KiB writes: PUTs per object", "")
+    for _ in range(options.copy_pairs):
+        size = options.engine_objects * OBJECT // 2
+        disk = swift.set_up(size, OBJECT)
+        with swift.serve(disk, 64, "-v") as server:
+            _fio(server.uri, "--rw=write", "--iodepth=32", f"--size={size}", ios=size // 4 // KIB)
+            puts = server.said().count("PUT disk.part/")
+        row.values.append(puts * OBJECT / size)
+        options.say(f"{row.what}: {row.values[-1]:.3f}")
+
+
 def _measure_huge(swift: Swift, results: Results) -> None:
     """An empty disk of 1 TiB: opening it, and discarding all of it."""
-    opening = results.figure(PART, "open 16 million objects, settle delay included", "s")
+    opening = results.figure(PART, "open 16 million objects, settle delay aside", "s")
+    asked = results.figure(PART, "requests to Swift until it is open", "")
     discard = results.figure(PART, "discard an empty TiB", "s")
     disk = swift.set_up(TIB, OBJECT)
-    with swift.serve(disk, CACHE_MIB) as server:
+    with swift.serve(disk, CACHE_MIB, "-v") as server:
+        before = _requests(server)
         begin = time.perf_counter()
         with _client(server, disk) as client:
-            opening.values.append(time.perf_counter() - begin)
+            took = time.perf_counter() - begin
+            opening.values.append(took - SETTLE_SECONDS_DEFAULT)
+            asked.values.append(_requests(server) - before)
             begin = time.perf_counter()
             for offset in range(0, TIB, TRIM_BYTES):
                 client.trim(offset, min(TRIM_BYTES, TIB - offset))
             discard.values.append(time.perf_counter() - begin)
+
+
+def _requests(server: Server) -> int:
+    """How many of them the server has logged so far."""
+    return len(re.findall(r": (?:GET|HEAD|PUT|POST|DELETE)\b.*: \d+ in \d+ ms", server.said()))
 
 
 @contextmanager

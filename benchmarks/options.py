@@ -17,6 +17,7 @@ PARTS = (
     "engine",
     "attach",
     "memory",
+    "stall",
     "requests",
     "eviction",
     "hostile",
@@ -62,10 +63,14 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
     parser.add_argument("--pairs", type=int, help="of every comparison (9; copy 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each fio run (3)")
-    parser.add_argument("--copy-mib", type=int, default=128, help="to copy each time (128)")
+    parser.add_argument("--copy-mib", type=int, default=256, help="to copy each time (256)")
     parser.add_argument("--memory-mib", type=int, default=1024, help="to copy for memory (1024)")
     parser.add_argument(
-        "--object-kib", type=int, nargs="+", default=[64], help="object sizes for copying (64)"
+        "--object-kib",
+        type=int,
+        nargs="+",
+        default=[64, 1024],
+        help="object sizes for copying (64 1024)",
     )
     parser.add_argument("--quick", action="store_true", help="one short pair: does it run at all?")
     parser.add_argument("--json", type=Path, help="(benchmarks/results/TIME.json)")

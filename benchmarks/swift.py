@@ -32,14 +32,15 @@ class Swift:
         """A new, empty disk; its container's name."""
         name = self.new_name()
         objects = ["setup", "-f", name, str(size // object_size), "--object-size", str(object_size)]
-        run([script("swiftnbd-ctl"), *self._arguments(name), *objects])
+        run([script("swiftnbd-ctl"), *self.arguments(name), *objects])
         return name
 
-    def serve(self, name: str, cache_mib: int) -> Server:
+    def serve(self, name: str, cache_mib: int, *flags: str) -> Server:
         """A new server process, so with nothing cached, for this one disk."""
-        return swiftnbd_server(self.workdir, cache_mib, *self._arguments(name))
+        return swiftnbd_server(self.workdir, cache_mib, *self.arguments(name), *flags)
 
-    def _arguments(self, name: str) -> list[str]:
+    def arguments(self, name: str) -> list[str]:
+        """The flags of either program that name this disk's container and its login."""
         secrets = self.workdir / f"{name}.conf"
         secrets.write_text(f"[{name}]\nusername = {self.user}\npassword = {self.key}\n")
         os.chmod(secrets, 0o600)
