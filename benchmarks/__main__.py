@@ -22,6 +22,7 @@ from benchmarks import (
     memory,
     requests,
     stall,
+    sweep,
     tls,
 )
 from benchmarks.options import RESULTS_DIRECTORY, Options, parse
@@ -39,6 +40,7 @@ MEASURES = {
     requests.PART: requests.measure,
     eviction.PART: eviction.measure,
     hostile.PART: hostile.measure,
+    sweep.PART: sweep.measure,
 }
 
 

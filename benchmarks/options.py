@@ -21,6 +21,7 @@ PARTS = (
     "requests",
     "eviction",
     "hostile",
+    "sweep",
 )
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 

@@ -39,12 +39,32 @@ class Comparison:
 
 
 @dataclass
+class Curve:
+    """One quantity as a function of another: ``points`` are (x, value)."""
+
+    part: str
+    what: str
+    unit: str
+    x_name: str
+    points: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass
 class Results:
     """Everything one run found, in order."""
 
     figures: list[Figure] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+
+    def curve(self, part: str, what: str, unit: str, x_name: str) -> Curve:
+        """The curve of that name, which is a new one the first time."""
+        for curve in self.curves:
+            if (curve.part, curve.what, curve.x_name) == (part, what, x_name):
+                return curve
+        self.curves.append(Curve(part, what, unit, x_name))
+        return self.curves[-1]
 
     def figure(self, part: str, what: str, unit: str) -> Figure:
         """A new figure, to be filled."""
@@ -61,6 +81,7 @@ class Results:
         return {
             "comparisons": [_comparison_json(row) for row in self.comparisons if row.ours],
             "figures": [_figure_json(row) for row in self.figures if row.values],
+            "curves": [vars(curve) for curve in self.curves],
             "missing": self.missing,
         }
 
@@ -74,6 +95,9 @@ class Results:
             blocks.append(_aligned([head, *compared]))
         if figures:
             blocks.append(_aligned([["what", "unit", "median", "min - max", "runs"], *figures]))
+        for curve in self.curves:
+            points = ((f"{x:g}", _number(value)) for x, value in curve.points)
+            blocks.append(_aligned([[curve.x_name, f"{curve.what}, {curve.unit}"], *points]))
         blocks += [f"not measured: {what}" for what in self.missing]
         return "\n\n".join(blocks)
 
