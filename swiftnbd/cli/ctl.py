@@ -10,7 +10,9 @@ from swiftnbd.cli.common import PROGRAM
 from swiftnbd.cli.ctl_check_auth import check_auth_command
 from swiftnbd.cli.ctl_delete import delete_command
 from swiftnbd.cli.ctl_download import download_command
+from swiftnbd.cli.ctl_info import info_command
 from swiftnbd.cli.ctl_list import list_command
+from swiftnbd.cli.ctl_locate import locate_command
 from swiftnbd.cli.ctl_lock import lock_command, unlock_command
 from swiftnbd.cli.ctl_setup import setup_command
 from swiftnbd.cli.exits import EPILOG
@@ -24,6 +26,8 @@ from swiftnbd.log import log_for_ctl
     commands=[
         check_auth_command,
         list_command,
+        info_command,
+        locate_command,
         setup_command,
         lock_command,
         unlock_command,

@@ -17,6 +17,7 @@ from swiftnbd.cli.common import (
     read_container,
     tell,
 )
+from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.errors import ExportUnusable, Locked
@@ -32,7 +33,7 @@ LOOK_SECONDS = 2.0  # between looks for a sign of life
 
 
 @click.command("lock")
-@click.argument("container")
+@container_argument()
 @click.pass_obj
 def lock_command(options: SharedOptions, *, container: str) -> int:
     """Lock a container, so that no client can use it."""
@@ -42,7 +43,7 @@ def lock_command(options: SharedOptions, *, container: str) -> int:
 
 
 @click.command("unlock")
-@click.argument("container")
+@container_argument()
 @click.option(
     "-f", "--force", is_flag=True, help="Unlock at once, though its holder may be at work."
 )

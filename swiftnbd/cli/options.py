@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from swiftnbd import __version__
+from swiftnbd.cli.completion import complete_file
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.login import NO_URL, LoginKeys, check_url
 from swiftnbd.cli.login_options import DIRECTORY_SCHEME, LoginFlags, login_options
@@ -45,7 +46,7 @@ class SharedOptions:
         if url and self.login.os_cloud:
             raise ConfigError("give either -a or --os-cloud")
         if url.startswith(DIRECTORY_SCHEME):
-            return AuthConfig(url, directory=_directory(url))
+            return AuthConfig(url, directory=directory_of(url))
         if url:
             check_url(url)
         return AuthConfig(url)
@@ -134,6 +135,7 @@ _shared_options = flag_group(
     _flag(
         "--secrets",
         metavar="FILE",
+        shell_complete=complete_file,
         help=f"File with the containers and their logins (default: {SECRETS_FILE_DEFAULT}; "
         "with file:DIR none is needed).",
     ),
@@ -164,7 +166,7 @@ def _nothing(where: str) -> LoginKeys:
     return LoginKeys(where=where, without_section=True)
 
 
-def _directory(url: str) -> Path:
+def directory_of(url: str) -> Path:
     """The folder of ``file:DIR`` or ``file:///DIR``, absolute: a daemon changes directory."""
     path = url.removeprefix(DIRECTORY_SCHEME)
     if path.startswith("//"):

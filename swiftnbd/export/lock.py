@@ -193,7 +193,7 @@ class Lock:
         marks = {_CLIENT: self.mark, _EPOCH: str(self._epoch)}
         await self.store.set_metadata(marks | ({_LAST: before.client} if before.client else {}))
         await self._settle(marks)
-        self.predecessor = _tenure_of(below, before)
+        self.predecessor = tenure_of(below, before)
         self.settled = True
         self.store.set_canary(self.epoch_name)
 
@@ -408,7 +408,7 @@ class Lock:
         return LockLost(f"the lock {self.mark} is lost: {reason}")
 
 
-def _tenure_of(below: Epoch | None, before: Marks) -> Tenure:
+def tenure_of(below: Epoch | None, before: Marks) -> Tenure:
     """The tenure before ours. Its binding counts only if nobody like 0.11 has been here since."""
     if below is None:
         return Tenure(0, before.last, "")

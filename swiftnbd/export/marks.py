@@ -13,12 +13,16 @@ def mark_for(host: str, port: int) -> str:
     return f"{host}:{port}@{int(time.time())}"
 
 
+def split_mark(mark: str) -> tuple[str, int | None]:
+    """Who it is, and since which Unix time, if that is how it was written."""
+    match = _MARK.fullmatch(mark)
+    return (mark, None) if match is None else (match["who"], int(match["since"]))
+
+
 def describe_holder(mark: str) -> str:
     """A mark for people: ``192.0.2.7:4242 since 2026-01-02 03:04:05 UTC``."""
-    match = _MARK.fullmatch(mark)
-    if match is None:
-        return mark
-    return f"{match['who']} since {describe_time(int(match['since']))}"
+    who, since = split_mark(mark)
+    return who if since is None else f"{who} since {describe_time(since)}"
 
 
 def describe_time(seconds: int) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from errno import EIO
 from typing import TypeVar
 
-from swiftnbd.errors import ExportError
+from swiftnbd.errors import CorruptObject, ExportError
 from swiftnbd.export.etags import Etags
 from swiftnbd.export.layout import OWN_PREFIX, PART_PREFIX, Geometry, object_index, object_name
 from swiftnbd.export.local_blocks import LocalBlocks
@@ -56,6 +56,22 @@ async def store_presence(store: Store, presence: Presence, binding: str) -> None
     else:
         data = await asyncio.to_thread(presence.dumps, binding)
     await store.put(PRESENCE, data)
+
+
+async def load_presence(store: Store, objects: int, binding: str) -> Presence | None:
+    """The map of so many objects that was stored under the same ``binding``; '' is nobody's."""
+    if not binding:
+        return None
+    size_max = dump_bytes_max(objects, binding)
+    try:
+        blob = await store.get(PRESENCE, newest=True, size_max=size_max)
+    except CorruptObject:
+        return None  # such as one of a disk that was larger
+    if blob is None:
+        return None
+    if objects <= OBJECTS_PACKED_AT_ONCE:
+        return Presence.loads(blob.data, objects, binding)
+    return await asyncio.to_thread(Presence.loads, blob.data, objects, binding)
 
 
 class DiskObjects:
@@ -250,16 +266,8 @@ class DiskObjects:
 
     async def recall(self, binding: str) -> None:
         """Take over the presence map that `remember` stored under the same ``binding``."""
-        size_max = dump_bytes_max(self.presence.objects, binding)
         async with self._request(urgent=True):
-            blob = await self._store.get(PRESENCE, newest=True, size_max=size_max)
-        if blob is None:
-            return
-        objects = self.presence.objects
-        if objects <= OBJECTS_PACKED_AT_ONCE:
-            found = Presence.loads(blob.data, objects, binding)
-        else:
-            found = await asyncio.to_thread(Presence.loads, blob.data, objects, binding)
+            found = await load_presence(self._store, self.presence.objects, binding)
         if found is not None:
             self.presence = found
 

@@ -4,7 +4,7 @@
 from swiftnbd.errors import ContainerMissing
 from swiftnbd.export.epoch import find_newest_known, is_hint_wrong, read_epoch
 from swiftnbd.export.layout import META_PREFIX
-from swiftnbd.export.lock import Lock, Marks, Sighting
+from swiftnbd.export.lock import Lock, Marks, Sighting, Tenure, tenure_of
 from swiftnbd.export.pace import Pace, Timing
 from swiftnbd.store.base import Store
 
@@ -22,6 +22,18 @@ async def sight(store: Store) -> Sighting:
             epochs.append(epoch)
         epoch = await read_epoch(store, epoch.number + 1)
     return Sighting(marks.client, tuple(epochs))
+
+
+async def last_tenure(store: Store) -> Tenure:
+    """Whose time was the last; its binding is '' while somebody holds the container."""
+    info = await store.info()
+    if info is None:
+        raise ContainerMissing(f"{store.label}: the container does not exist")
+    marks = Marks.of(info.metadata)
+    newest = epoch = await find_newest_known(store, marks.epoch)
+    while epoch is not None:
+        newest, epoch = epoch, await read_epoch(store, epoch.number + 1)
+    return tenure_of(newest, marks)
 
 
 async def forget_missing_epochs(store: Store) -> None:

@@ -48,6 +48,7 @@ class ContainerInfo:
 
     ``metadata`` keys are lower case, with dashes, without the ``X-Container-Meta-`` prefix.
     ``versioned``: an overwrite or delete keeps the old bytes somewhere, and they are paid for.
+    ``created`` is a Unix time, or None if the store does not know.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class ContainerInfo:
     bytes_used: int | None = None
     policy: str = ""
     versioned: bool = False
+    created: float | None = None
 
 
 class Store(ABC):

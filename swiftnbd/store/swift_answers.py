@@ -125,7 +125,13 @@ def container_info(headers: Mapping[str, str]) -> ContainerInfo:
         bytes_used=number(headers, "x-container-bytes-used"),
         policy=headers.get("x-storage-policy", ""),
         versioned=versioned,
+        created=_unix_time(headers.get("x-timestamp", "")),
     )
+
+
+def _unix_time(text: str) -> float | None:
+    """Swift's time stamps, such as 1700000000.12345; None for what is no time."""
+    return float(text) if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,10})?", text.strip()) else None
 
 
 def _text(value: str) -> str:
