@@ -30,6 +30,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 
@@ -144,11 +145,15 @@ class Leased(Store):
     def __init__(self, store: Store, keeper: Keeper) -> None:
         self.label = store.label
         self.admits_one_creator = store.admits_one_creator
+        self.place = store.place
         self._store = store
         self._keeper = keeper
 
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
         return await self._leased(lambda: self._store.put(name, data, if_absent=if_absent))
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        await self._leased(lambda: self._store.copy(name, source, etag))
 
     async def delete(self, name: str) -> bool:
         return await self._leased(lambda: self._store.delete(name))

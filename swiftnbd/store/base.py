@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from swiftnbd.errors import StoreError
+
 OBJECT_BYTES_MAX = 64 * 1024 * 1024  # the largest object size of a disk; bounds every body we read
 LISTING_LIMIT_MAX = 10_000  # Swift's own default page; more is answered with 412
 
@@ -59,15 +61,29 @@ class ContainerInfo:
     created: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a container lies: one of its ``home`` (an account, a folder) by name.
+
+    Stores whose homes are equal can copy objects of one another: see `Store.copy`.
+    """
+
+    home: object
+    container: str
+
+
 class Store(ABC):
     """One container of named objects. ``label`` names it in messages ("swift:backups").
 
     ``admits_one_creator``: of several ``put(if_absent=True)`` at once just one succeeds. Where it
     is False each that began before the others were done may.
+
+    ``place`` None: it has no `copy`.
     """
 
     label: str
     admits_one_creator: bool = False
+    place: Place | None = None
 
     @abstractmethod
     async def get(
@@ -98,6 +114,16 @@ class Store(ABC):
         or (if there was none) none is there, never a mixture. ``data`` must not change until
         then. With ``if_absent`` an existing object is left alone: `ObjectExists`.
         """
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        """Replace an object whole by that of the same name in ``source``, which has our home.
+
+        Its bytes don't come through here. As with `put`, it is durable on return, and on any
+        error the old object or a new one is there. The source must have an object with this
+        ``etag``: `CorruptObject` if what was copied has another, `StoreError` if there is none.
+        Optional: for stores that have a ``place``.
+        """
+        raise StoreError(f"{self.label}: COPY {name}: this store cannot copy")
 
     @abstractmethod
     async def delete(self, name: str) -> bool:

@@ -34,6 +34,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 from swiftnbd.store.checks import (
@@ -66,6 +67,7 @@ class DirectoryStore(Store):
         check_container_name(container)
         self._folder = Folder(root, container)
         self.label = self._folder.label
+        self.place: Place = Place(root.absolute(), container)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.label)
 
     async def get(
@@ -89,6 +91,11 @@ class DirectoryStore(Store):
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
         check_object_name(name)
         return await self._run(f"PUT {name}", partial(self._folder.put, name, data, if_absent))
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        check_object_name(name)
+        there = Folder(self._folder.root, source.container)
+        await self._run(f"COPY {name}", partial(self._folder.copy, name, there, etag))
 
     async def delete(self, name: str) -> bool:
         check_object_name(name)

@@ -24,7 +24,7 @@ import fcntl
 import heapq
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EEXIST, ENOTEMPTY
@@ -46,6 +46,7 @@ from swiftnbd.store.folder_files import (
     TEMP_FOLDER,
     Etags,
     Temp,
+    copy_file,
     identity,
     opened,
     read_range,
@@ -135,17 +136,40 @@ class Folder:
 
     def put(self, name: str, data: Buffer, if_absent: bool) -> str:
         etag = md5(data).hexdigest()
+        self._put(name, lambda temp: temp.write(data), etag, if_absent)
+        return etag
+
+    def copy(self, name: str, source: "Folder", etag: str) -> None:
+        """Replace an object by that of another container, inside the kernel where it can."""
+        with source._container() as top, opened_object(top, name) as fd:
+            if fd is None:
+                raise StoreError(f"{self.label}: COPY {name}: {source.label} has no such object")
+            size = os.fstat(fd).st_size
+            original = fd
+
+            def fill(temp: Temp) -> None:
+                copy_file(original, temp.fd, size)
+                copied = md5(read_range(temp.fd, 0, size)).hexdigest()
+                if copied != etag:
+                    raise CorruptObject(
+                        f"{self.label}: COPY {name}: copied with MD5 {copied}, not {etag}"
+                    )
+
+            self._put(name, fill, etag, if_absent=False)
+
+    def _put(self, name: str, fill: Callable[[Temp], None], etag: str, if_absent: bool) -> None:
         for _ in range(PUT_TRIES_MAX):
             try:
                 with self._container() as top, temp_file(top) as temp:
                     self._clean_once(top)
-                    temp.finish(data)
+                    fill(temp)
+                    temp.finish()
                     self._place(top, temp, name, if_absent)
             except FileNotFoundError:
                 continue
             assert temp.stat is not None
             self._etags.remember(temp.stat, etag, exact=temp.keeps_nanoseconds)
-            return etag
+            return
         raise StoreUnavailable(f"{self.label}: PUT {name}: its folder is removed again and again")
 
     def delete(self, name: str) -> bool:

@@ -171,7 +171,8 @@ def read_json(top: int, path: str) -> dict[str, object]:
 def replace_json(top: int, path: str, content: Mapping[str, object]) -> None:
     """Write a small file of ours, atomically and durably."""
     with temp_file(top) as temp:
-        temp.finish(json.dumps(content, indent=1).encode() + b"\n")
+        temp.write(json.dumps(content, indent=1).encode() + b"\n")
+        temp.finish()
         os.rename(temp.path, path, src_dir_fd=top, dst_dir_fd=top)
     with opened(os.path.dirname(path) or ".", DIRECTORY, top) as folder:
         os.fsync(folder)

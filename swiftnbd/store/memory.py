@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import md5
 
-from swiftnbd.errors import ContainerMissing, ContainerNotEmpty, ObjectExists, StoreError
+from swiftnbd.errors import (
+    ContainerMissing,
+    ContainerNotEmpty,
+    CorruptObject,
+    ObjectExists,
+    StoreError,
+)
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
@@ -18,6 +24,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 from swiftnbd.store.checks import (
@@ -55,9 +62,9 @@ class MemoryContainer:
                 self.metadata.pop(key, None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class MemoryAccount:
-    """The containers that several stores share."""
+    """The containers that several stores share. Equal to itself alone."""
 
     containers: dict[str, MemoryContainer] = field(default_factory=dict)
 
@@ -72,6 +79,7 @@ class MemoryStore(Store):
         self.name = name
         self.label = f"memory:{name}"
         self.account = MemoryAccount() if account is None else account
+        self.place: Place = Place(self.account, name)
 
     async def get(
         self,
@@ -103,6 +111,16 @@ class MemoryStore(Store):
         etag = md5(copy).hexdigest()
         self._container().objects[name] = MemoryObject(copy, etag)
         return etag
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        check_object_name(name)
+        there = self.account.containers.get(source.container, MemoryContainer())
+        found = there.objects.get(name)
+        if found is None:
+            raise StoreError(f"{self.label}: COPY {name}: {source.container} has no such object")
+        self._container().objects[name] = MemoryObject(found.data, found.etag)
+        if found.etag != etag:
+            raise CorruptObject(f"{self.label}: COPY {name}: got ETag {found.etag}, not {etag}")
 
     async def delete(self, name: str) -> bool:
         check_object_name(name)

@@ -51,6 +51,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 from swiftnbd.store.swift import SwiftStore
@@ -131,6 +132,7 @@ class Proven(Store):
 
     def __init__(self, store: SwiftStore, clock: Callable[[], float] = time.monotonic) -> None:
         self.label = store.label
+        self.place = store.place
         self._store = store
         self._canary: str | None = None
         self._account_prober = Prober(store.head_account, clock)
@@ -161,6 +163,9 @@ class Proven(Store):
 
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
         return await self._store.put(name, data, if_absent=if_absent)
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        await self._store.copy(name, source, etag)
 
     async def delete(self, name: str) -> bool:
         async def attempt() -> bool | None:

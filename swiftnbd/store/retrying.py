@@ -40,6 +40,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 from swiftnbd.store.outages import Circuit
@@ -102,6 +103,7 @@ class Retrying(Store):
         circuit: Circuit | None = None,
     ) -> None:
         self.label = store.label
+        self.place = store.place
         self._store = store
         self._deadline_seconds = deadline_seconds
         self._try_seconds = try_seconds
@@ -146,6 +148,9 @@ class Retrying(Store):
                 raise
 
         return await self._retry(f"PUT {name}", attempt)
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        await self._retry(f"COPY {name}", lambda _: self._store.copy(name, source, etag))
 
     async def delete(self, name: str) -> bool:
         return await self._retry(f"DELETE {name}", lambda _: self._store.delete(name))

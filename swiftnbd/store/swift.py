@@ -33,6 +33,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 from swiftnbd.store.checks import (
@@ -69,6 +70,7 @@ class SwiftStore(Store):
         self.label = f"swift:{container}"
         self._account = account
         self._path = "/" + quote(container, safe="")
+        self.place = Place(account, container)
 
     async def get(
         self,
@@ -134,6 +136,23 @@ class SwiftStore(Store):
         if answer.etag != etag:
             raise CorruptObject(f"{what}: stored with ETag {answer.etag or '(none)'}, not {etag}")
         return etag
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        """Swift reads the newest replica, and stores what has the ETag of that, or nothing."""
+        what, path = self._object("COPY", name)
+        headers = {
+            "X-Copy-From": f"/{quote(source.container, safe='')}/{quote(name, safe='/')}",
+            "X-Fresh-Metadata": "true",  # a renew token stays with the object it was given to
+        }
+        answer = await self._account.request(what, "PUT", path, headers=headers, data=b"")
+        if 200 <= answer.status < 300 and answer.status != 201:
+            raise StoreBusy(f"{what}: {answer.status} {answer.reason}: it was not written")
+        if answer.status != 201:
+            raise failure(what, answer)  # a 404 may be either container's, or an outage
+        if "x-copied-from" not in answer.headers:
+            raise StoreError(f"{what}: this Swift does not copy; it stored an empty object")
+        if answer.etag != etag:
+            raise CorruptObject(f"{what}: copied with ETag {answer.etag or '(none)'}, not {etag}")
 
     async def delete(self, name: str) -> bool:
         what, path = self._object("DELETE", name)

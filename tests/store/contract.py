@@ -7,6 +7,7 @@ a way to look at and to change what is stored that does not go through the code 
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
 from hashlib import md5
 from typing import Any
 
@@ -214,6 +215,76 @@ class StoreContract:
                 await fresh.put(name, b"x")
             with pytest.raises(StoreError, match="object name"):
                 await fresh.get(name)
+
+    # copy, for stores that have a place
+
+    @pytest.fixture
+    async def other(self, store: Store) -> AsyncIterator[Store]:
+        """Another container in the same home, made."""
+        other = self.beside(store)
+        await other.create_container()
+        yield other
+        await other.close()
+
+    def beside(self, store: Store, *, impatient: bool = False) -> Store:
+        """A store in the home of this one, whose container does not exist."""
+        raise NotImplementedError
+
+    async def test_copy_makes_the_same_object(
+        self, store: Store, other: Store, back: BackDoor
+    ) -> None:
+        assert other.place is not None
+        assert store.place is not None
+        assert other.place.home == store.place.home
+        large = bytes(range(251)) * 20_000
+        for name, data in [(NAME, DATA), ("empty", b""), ("large", large), ("per%cent/ü?#", b"x")]:
+            await other.put(name, data)
+            await store.copy(name, other.place, etag_of(data))
+            assert await back.read(name) == data
+            assert await store.get(name) == Blob(data, etag_of(data))
+            assert await store.head(name) == ObjectInfo(len(data), etag_of(data))
+
+    async def test_copy_replaces_and_leaves_the_source_alone(
+        self, store: Store, other: Store, back: BackDoor
+    ) -> None:
+        assert other.place is not None
+        await store.put(NAME, b"something longer than that" * 100)
+        await store.renew(NAME, "token")
+        await other.put(NAME, DATA)
+        await other.renew(NAME, "theirs")
+        await store.copy(NAME, other.place, etag_of(DATA))
+        assert await store.head(NAME) == ObjectInfo(len(DATA), etag_of(DATA))  # no token
+        assert await other.head(NAME) == ObjectInfo(len(DATA), etag_of(DATA), "theirs")
+        await other.put(NAME, b"changed")
+        await other.delete(NAME)
+        assert await back.read(NAME) == DATA
+
+    async def test_copy_of_another_object_than_expected_is_corrupt(
+        self, store: Store, other: Store
+    ) -> None:
+        assert other.place is not None
+        await other.put(NAME, DATA)
+        with pytest.raises(CorruptObject, match=f"COPY {NAME}: .*not {etag_of(b'else')}"):
+            await store.copy(NAME, other.place, etag_of(b"else"))
+
+    async def test_copy_of_an_absent_object_fails(
+        self, impatient: Store, store: Store, other: Store, back: BackDoor
+    ) -> None:
+        assert other.place is not None
+        await store.put(NAME, DATA)
+        with pytest.raises(StoreError, match=f"COPY {NAME}"):
+            await impatient.copy(NAME, other.place, etag_of(DATA))
+        assert await back.read(NAME) == DATA
+
+    async def test_copy_into_no_container_fails(self, store: Store, other: Store) -> None:
+        assert store.place is not None
+        await store.put(NAME, DATA)
+        await other.delete_container()
+        missing = self.beside(store, impatient=True)
+        with pytest.raises(StoreError):
+            await missing.copy(NAME, store.place, etag_of(DATA))
+        assert await missing.info() is None
+        await missing.close()
 
     # delete
 

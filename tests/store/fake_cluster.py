@@ -310,6 +310,8 @@ class Proxy:
             return Answer(404) if record is None else whole_or_part(request, record)
         if known is None:
             return Answer(404)
+        if request.method == "PUT" and "X-Copy-From" in request.headers:
+            return await self._copy(request, container, name)
         if request.method == "PUT":
             return await self._put(request, container, name)
         if request.method == "POST":
@@ -338,6 +340,23 @@ class Proxy:
         assert record.data is not None
         self._cluster.update_row(container, name, len(record.data))
         return Answer(201, {"ETag": record.etag})
+
+    async def _copy(self, request: web.BaseRequest, container: str, name: str) -> Answer:
+        """As the middleware does: the newest version, and fresh metadata if so told."""
+        replicas, path, now = self._cluster.replicas, f"{container}/{name}", self._now()
+        source = unquote(request.headers["X-Copy-From"]).removeprefix("/")
+        found = replicas.read(source, newest=True)
+        if found is None or found.data is None:
+            return Answer(404)
+        assert request.headers["X-Fresh-Metadata"] == "true"
+        try:
+            replicas.check_newest(path, now)
+            record = Record(now, found.data, {})
+            replicas.write(path, record)
+        except NewerThere:
+            return Answer(202)
+        self._cluster.update_row(container, name, len(found.data))
+        return Answer(201, {"ETag": record.etag, "X-Copied-From": source})
 
     def _delete(self, container: str, name: str) -> Answer:
         path = f"{container}/{name}"

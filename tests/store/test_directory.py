@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from swiftnbd.store.base import Store
 from swiftnbd.store.directory import DirectoryStore
 from tests.store.contract import BackDoor, StoreContract
 
@@ -62,6 +63,11 @@ class TestDirectoryStore(StoreContract):
     async def store(self, fresh: DirectoryStore) -> DirectoryStore:
         await fresh.create_container()
         return fresh
+
+    def beside(self, store: Store, *, impatient: bool = False) -> Store:
+        assert isinstance(store, DirectoryStore)
+        assert isinstance(store.place.home, Path)
+        return DirectoryStore(store.place.home, "other")
 
     @pytest.fixture
     def back(self, store: DirectoryStore, tmp_path: Path) -> FolderBack:

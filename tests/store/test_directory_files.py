@@ -498,6 +498,48 @@ async def test_a_folder_found_again_is_not_synced_in_its_parent(
     assert "disk" not in synced
 
 
+def _no_ioctl(*_: Any) -> Any:
+    raise OSError(errno.EOPNOTSUPP, "no reflinks here")
+
+
+@pytest.mark.parametrize("after", [0, 1, 700_000])
+async def test_what_the_kernel_does_not_copy_is_copied_by_hand(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """As between file systems, on old kernels, and wherever it stops half-way."""
+    other = DirectoryStore(root, "other")
+    await other.create_container()
+    data = bytes(range(251)) * 10_000
+    etag = await other.put(NAME, data)
+    real = os.copy_file_range
+
+    def gives_up(source: int, target: int, count: int, offset: int) -> int:
+        if offset >= after:
+            raise OSError(errno.EXDEV, "not between these")
+        return real(source, target, min(count, after - offset), offset)
+
+    monkeypatch.setattr(os, "copy_file_range", gives_up)
+    monkeypatch.setattr(folder_files, "_clone", _no_ioctl)
+    await store.copy(NAME, other.place, etag)
+    assert (root / "disk" / NAME).read_bytes() == data
+    await other.close()
+
+
+async def test_source_that_was_damaged_on_disk_is_not_copied(
+    store: DirectoryStore, root: Path
+) -> None:
+    other = DirectoryStore(root, "other")
+    await other.create_container()
+    etag = await other.put(NAME, b"sound")
+    (root / "other" / NAME).write_bytes(b"wound")
+    await store.put(NAME, b"before")
+    with pytest.raises(CorruptObject, match="copied with MD5"):
+        await store.copy(NAME, other.place, etag)
+    assert (root / "disk" / NAME).read_bytes() == b"before"
+    assert os.listdir(root / "disk" / ".tmp") == []
+    await other.close()
+
+
 async def test_a_cancelled_put_has_ended_when_it_returns(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 
 import pytest
 
+from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryAccount, MemoryObject, MemoryStore
 from tests.store.contract import BackDoor, StoreContract, etag_of
 
@@ -38,6 +39,10 @@ class TestMemoryStore(StoreContract):
     async def store(self, fresh: MemoryStore) -> MemoryStore:
         await fresh.create_container()
         return fresh
+
+    def beside(self, store: Store, *, impatient: bool = False) -> Store:
+        assert isinstance(store, MemoryStore)
+        return MemoryStore("other", store.account)
 
     @pytest.fixture
     def back(self, store: MemoryStore) -> MemoryBack:

@@ -15,8 +15,8 @@ from swiftnbd.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from swiftnbd.store.base import Blob, Buffer, ContainerInfo, Listed, ObjectInfo
-from swiftnbd.store.memory import MemoryStore
+from swiftnbd.store.base import Blob, Buffer, ContainerInfo, Listed, ObjectInfo, Place, Store
+from swiftnbd.store.memory import MemoryAccount, MemoryStore
 from swiftnbd.store.retrying import (
     CORRUPT_TRIES_MAX,
     DELAY_SECONDS_FIRST,
@@ -77,6 +77,9 @@ class Shaky(MemoryStore):
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
         return str(await self._do("put", name, data, if_absent=if_absent))
 
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        await self._do("copy", name, source, etag)
+
     async def delete(self, name: str) -> bool:
         return bool(await self._do("delete", name))
 
@@ -121,6 +124,16 @@ def store(shaky: Shaky, clock: Clock) -> Retrying:
     return Retrying(shaky, deadline_seconds=60, pacing=clock.pacing)
 
 
+async def test_copy_is_tried_again_also_when_it_was_corrupt(shaky: Shaky, store: Retrying) -> None:
+    other = MemoryStore("other", shaky.account)
+    await other.create_container()
+    etag = await other.put("n", b"x")
+    shaky.before = [DOWN, CorruptObject("other bytes"), DOWN]
+    shaky.after = [DOWN]
+    await store.copy("n", other.place, etag)
+    assert await shaky.head("n") == ObjectInfo(1, etag)
+
+
 class TestRetryingStore(StoreContract):
     """It keeps the contract of what it wraps."""
 
@@ -133,6 +146,11 @@ class TestRetryingStore(StoreContract):
     async def store(self, fresh: Retrying) -> Retrying:
         await fresh.create_container()
         return fresh
+
+    def beside(self, store: Store, *, impatient: bool = False) -> Store:
+        assert store.place is not None
+        assert isinstance(store.place.home, MemoryAccount)
+        return Retrying(MemoryStore("other", store.place.home), deadline_seconds=0.1)
 
     @pytest.fixture
     def back(self, store: Retrying) -> MemoryBack:

@@ -43,9 +43,27 @@ class TestSwift(StoreContract):
         await fresh.create_container(policy=self.policy)
         return fresh
 
+    def beside(self, store: Store, *, impatient: bool = False) -> Store:
+        assert store.place is not None
+        account = store.place.home
+        assert isinstance(account, SwiftAccount)
+        patience = Patience(deadline_seconds=1) if impatient else None
+        return open_swift(account, f"{store.place.container}-other", patience)
+
     @pytest.fixture
     def back(self, real_swift: RealSwift, container_name: str, store: Store) -> BackDoor:
         return SwiftBack(real_swift, container_name)
+
+    # Nor is a COPY's a source that is missing: who copies has just seen it.
+    @pytest.mark.allows_log("WARNING .*outage of .*: COPY .*: 404 Not Found; requests wait")
+    async def test_copy_of_an_absent_object_fails(
+        self, impatient: Store, store: Store, other: Store, back: BackDoor
+    ) -> None:
+        await super().test_copy_of_an_absent_object_fails(impatient, store, other, back)
+
+    @pytest.mark.allows_log("WARNING .*outage of .*: COPY .*: 404 Not Found; requests wait")
+    async def test_copy_into_no_container_fails(self, store: Store, other: Store) -> None:
+        await super().test_copy_into_no_container_fails(store, other)
 
     # a PUT's 404 is an account out of reach, not a container that is missing
     @pytest.mark.allows_log("WARNING .*outage of .*: PUT .*: 404 Not Found; requests wait")

@@ -23,7 +23,7 @@ from swiftnbd.errors import (
     StoreUnavailable,
 )
 from swiftnbd.store.auth import Login
-from swiftnbd.store.base import Blob
+from swiftnbd.store.base import Blob, Place
 from swiftnbd.store.http import Timeouts, _read_whole
 from swiftnbd.store.swift import SwiftStore
 from swiftnbd.store.swift_http import SwiftAccount
@@ -47,6 +47,45 @@ async def store(fake: FakeSwift) -> AsyncIterator[SwiftStore]:
     account = SwiftAccount(fake, Timeouts(connect_seconds=5, total_seconds=20))
     yield SwiftStore(account, "c")
     await account.close()
+
+
+# COPY
+
+
+async def test_copy_names_its_source_and_leaves_its_metadata(
+    fake: FakeSwift, store: SwiftStore
+) -> None:
+    fake.script(Reply(201, {"ETag": ETAG, "X-Copied-From": "s/n"}))
+    await store.copy("a b/%", Place(store.place and store.place.home, "ü s"), ETAG)
+    seen = fake.seen[-1]
+    assert (seen.method, seen.path, seen.body) == ("PUT", "/c/a b/%", b"")
+    assert seen.headers["x-copy-from"] == "/%C3%BC%20s/a%20b/%25"
+    assert seen.headers["x-fresh-metadata"] == "true"
+    assert seen.headers["content-length"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(202, {"ETag": ETAG, "X-Copied-From": "s/n"}), StoreBusy),
+        (Reply(201, {"ETag": "0" * 32, "X-Copied-From": "s/n"}), CorruptObject),
+        (Reply(201, {"X-Copied-From": "s/n"}), CorruptObject),
+        (Reply(201, {"ETag": md5(b"").hexdigest()}), StoreError),  # it knows no COPY
+        (Reply(404), StoreUnavailable),
+        (Reply(503), StoreUnavailable),
+        (Reply(499), StoreBusy),
+        (Reply(422), CorruptObject),
+        (Reply(413), StoreFull),
+        (Reply(403), AccessRefused),
+    ],
+)
+async def test_copy_counts_only_with_201_and_the_etag(
+    fake: FakeSwift, store: SwiftStore, reply: Reply, error: type[StoreError]
+) -> None:
+    fake.script(reply)
+    with pytest.raises(error) as caught:
+        await store.copy(NAME, Place(None, "s"), ETAG)
+    assert type(caught.value) is error
 
 
 # PUT

@@ -23,6 +23,7 @@ from swiftnbd.store.base import (
     ContainerInfo,
     Listed,
     ObjectInfo,
+    Place,
     Store,
 )
 
@@ -150,6 +151,7 @@ class Faulty(Store):
     def __post_init__(self) -> None:
         self.label = self.store.label
         self.admits_one_creator = self.store.admits_one_creator
+        self.place = self.store.place
 
     def count(self, op: str) -> int:
         """How many calls of ``op`` there were, on whatever object."""
@@ -211,6 +213,11 @@ class Faulty(Store):
         # a network takes the bytes when it likes, so they must be the same all the time
         assert bytes(data) == sent, f"the body of PUT {name} changed under way"
         return etag
+
+    async def copy(self, name: str, source: Place, etag: str) -> None:
+        async with self._call("copy", name):
+            await self.store.copy(name, source, etag)
+            self._changed(name, await self.store.get(name))
 
     async def delete(self, name: str) -> bool:
         async with self._call("delete", name):

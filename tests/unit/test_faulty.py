@@ -7,7 +7,7 @@ import pytest
 
 from swiftnbd.errors import StoreFull, StoreUnavailable
 from swiftnbd.store.base import Store
-from swiftnbd.store.memory import MemoryStore
+from swiftnbd.store.memory import MemoryAccount, MemoryStore
 from tests.store.contract import BackDoor, StoreContract
 from tests.store.test_memory import MemoryBack
 from tests.support.faulty import (
@@ -37,6 +37,11 @@ class TestFaultyStoreWithoutFaults(StoreContract):
     async def store(self, fresh: Store) -> Store:
         await fresh.create_container()
         return fresh
+
+    def beside(self, store: Store, *, impatient: bool = False) -> Store:
+        assert store.place is not None
+        assert isinstance(store.place.home, MemoryAccount)
+        return Faulty(MemoryStore("other", store.place.home))
 
     @pytest.fixture
     def back(self, store: Faulty) -> BackDoor:

@@ -167,6 +167,23 @@ async def test_put_is_aborted_when_the_lease_ends() -> None:
     assert (await kept.memory.get("disk.part/00000000")) is None
 
 
+@pytest.mark.expects_log(STOPPED)
+async def test_copy_begins_only_under_the_lease(kept: Kept) -> None:
+    other = MemoryStore("other", kept.memory.account)
+    await other.create_container()
+    etag = await other.put("disk.part/00000000", b"theirs")
+    leased = Leased(kept.store, kept.keeper)
+    assert leased.place == kept.memory.place
+    await leased.copy("disk.part/00000000", other.place, etag)
+    assert await kept.memory.get("disk.part/00000000")
+    await kept.memory.delete("disk.part/00000000")
+    kept.script.on("renew", failing(), times=100)
+    await kept.pass_time(TERM + 1)
+    with pytest.raises(StoreError, match="lease is over"):
+        await leased.copy("disk.part/00000000", other.place, etag)
+    assert await kept.memory.get("disk.part/00000000") is None
+
+
 async def test_lost_lock_refuses_every_change(kept: Kept) -> None:
     await kept.memory.put("swiftnbd/epoch/1", b"{}")
     await kept.pass_time(15)
