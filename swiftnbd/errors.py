@@ -92,6 +92,10 @@ class ObjectExists(StoreError):
     errno = EEXIST
 
 
+class CopyUnsupported(StoreError):
+    """The store cannot copy objects by itself."""
+
+
 class ContainerMissing(StoreError):
     """The container does not exist."""
 

@@ -3,7 +3,7 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -42,14 +42,23 @@ def on_container(
     options: SharedOptions, container: str, action: Callable[[Store], Awaitable[T]]
 ) -> T:
     """Open the container's store, run ``action`` on it and close it."""
+    return on_containers(options, (container,), lambda stores: action(stores[0]))
+
+
+def on_containers(
+    options: SharedOptions,
+    containers: Sequence[str],
+    action: Callable[[Sequence[Store]], Awaitable[T]],
+) -> T:
+    """`on_container` for several at once."""
     auth = options.auth()
-    export = options.export(auth, container)
+    exports = options.exports(auth, containers)
 
     async def work() -> T:
         from swiftnbd.cli.stores import Stores
 
         async with Stores(auth, seconds=STORE_SECONDS_MAX) as stores:
-            return await action(stores.open(export))
+            return await action([stores.open(export) for export in exports])
 
     return run.run_interruptible(PROGRAM, work)
 
@@ -110,7 +119,7 @@ async def locked(
         async with kept(lock, name):
             yield lock, disk
     except BaseException:
-        await release_after_failure(lock, name)
+        await release_after_failure(lock, name, changed=changed)
         raise
     await _release(lock, name, changed=changed)
 
@@ -144,9 +153,9 @@ async def _release(lock: "Lock", name: str, *, changed: bool) -> None:
         raise StoreError(_stays_locked(name, error)) from error
 
 
-async def release_after_failure(lock: "Lock", name: str) -> None:
+async def release_after_failure(lock: "Lock", name: str, *, changed: bool = True) -> None:
     try:
-        await lock.release()
+        await lock.release(changed=changed)
     except ContainerMissing:
         pass  # and its lock with it
     except SwiftnbdError as error:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
-def container_argument(name: str = "container") -> Decorator:
+def container_argument(name: str = "container", *, required: bool = True) -> Decorator:
     """The argument that names a container."""
-    return click.argument(name, shell_complete=complete_container)
+    return click.argument(name, required=required, shell_complete=complete_container)
 
 
 def complete_container(

@@ -7,14 +7,18 @@ import click
 
 from swiftnbd.cli import run
 from swiftnbd.cli.common import PROGRAM
+from swiftnbd.cli.ctl_bench import bench_command
 from swiftnbd.cli.ctl_check_auth import check_auth_command
+from swiftnbd.cli.ctl_copy import copy_command
 from swiftnbd.cli.ctl_delete import delete_command
 from swiftnbd.cli.ctl_download import download_command
 from swiftnbd.cli.ctl_info import info_command
 from swiftnbd.cli.ctl_list import list_command
 from swiftnbd.cli.ctl_locate import locate_command
 from swiftnbd.cli.ctl_lock import lock_command, unlock_command
+from swiftnbd.cli.ctl_resize import resize_command
 from swiftnbd.cli.ctl_setup import setup_command
+from swiftnbd.cli.ctl_trim import trim_command
 from swiftnbd.cli.exits import EPILOG
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.log import log_for_ctl
@@ -29,10 +33,14 @@ from swiftnbd.log import log_for_ctl
         info_command,
         locate_command,
         setup_command,
+        resize_command,
         lock_command,
         unlock_command,
         download_command,
+        copy_command,
+        trim_command,
         delete_command,
+        bench_command,
     ],
 )
 @shared_options

@@ -20,6 +20,7 @@ from swiftnbd.cli.common import (
     release_after_failure,
     tell,
 )
+from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @click.command("delete")
-@click.argument("container")
+@container_argument()
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.pass_obj
 def delete_command(options: SharedOptions, *, container: str, yes: bool) -> int:

@@ -7,6 +7,7 @@ from functools import partial
 import click
 
 from swiftnbd.cli.common import IN_FLIGHT_MAX, Tell, locked, on_container, tell
+from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.image import ImageFile
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @click.command("download")
-@click.argument("container")
+@container_argument()
 @click.argument("image", type=click.Path(dir_okay=False))
 @click.option("-q", "--quiet", is_flag=True, help="Don't show the progress.")
 @click.option("-f", "--force", is_flag=True, help="Replace IMAGE if it exists.")

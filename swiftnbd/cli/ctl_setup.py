@@ -15,6 +15,7 @@ from swiftnbd.cli.common import (
     read_container,
     tell,
 )
+from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size, size_option
 from swiftnbd.errors import ExportUnusable, SwiftnbdError
@@ -50,7 +51,7 @@ class SetupRequest:
 
 
 @click.command("setup")
-@click.argument("container")
+@container_argument()
 @click.argument("objects", required=False, type=click.IntRange(min=1))
 @click.option(
     "--object-size",
@@ -142,7 +143,7 @@ async def setup(store: Store, *, name: str, request: SetupRequest, tell: Tell) -
             tell(f"{name} is set up like this already, nothing to do")
             return
         await _set_up_existing(store, name, info, request, tell)
-    _warn_of_limits(await read_container(store, name), name, geometry, tell)
+    warn_of_limits(await read_container(store, name), name, geometry, tell)
     tell(
         f"Done, {name}: {geometry.objects} objects of {geometry.object_size} bytes, "
         f"{format_size(geometry.size)}"
@@ -240,7 +241,8 @@ def _check_new_object_size(geometry: Geometry) -> None:
         )
 
 
-def _warn_of_limits(info: ContainerInfo, name: str, geometry: Geometry, tell: Tell) -> None:
+def warn_of_limits(info: ContainerInfo, name: str, geometry: Geometry, tell: Tell) -> None:
+    """Say what will be in the way of a disk like this one."""
     if info.versioned:
         tell(
             f"WARNING: {name} keeps old versions of its objects: every block written again takes "

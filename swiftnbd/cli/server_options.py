@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from swiftnbd.cli.completion import complete_container
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.networks import parse_rules
 from swiftnbd.errors import ConfigError
@@ -228,6 +229,7 @@ export_options = flag_group(
         "-e",
         "--default-export",
         metavar="NAME",
+        shell_complete=complete_container,
         help="What clients get that name no export (default: the export, if there is but one).",
     ),
     _export("--no-list", is_flag=True, help="Do not tell clients which exports there are."),

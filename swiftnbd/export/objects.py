@@ -30,7 +30,7 @@ from swiftnbd.export.local_blocks import LocalBlocks
 from swiftnbd.export.presence import Presence, State, dump_bytes_max
 from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
-from swiftnbd.store.base import Blob, Buffer, ObjectInfo, Store
+from swiftnbd.store.base import Blob, Buffer, ObjectInfo, Place, Store
 
 PRESENCE = OWN_PREFIX + "presence"  # the name of the map's object
 OBJECTS_PACKED_AT_ONCE = 256 * 1024  # at worst 2 ms; a larger map is packed in a thread
@@ -223,11 +223,32 @@ class DiskObjects:
         if self.local is not None:
             self.local.keep_changed(index, data, etag, were_local.union(changed))
 
-    async def delete(self, index: int) -> None:
-        """See to it that one object does not exist, in one's turn; durable on return."""
+    async def copy(self, index: int, source: Place, etag: str) -> None:
+        """Replace one object by that of another disk, inside the store; as `put`."""
         with self._change(index):
-            await self._store.delete(object_name(index))
+            await self._store.copy(object_name(index), source, etag)
+            self._etags.set(index, etag)
+            self.presence.set(index, State.PRESENT)
+
+    async def delete(self, index: int) -> bool:
+        """See to it that one object does not exist, in one's turn; durable on return.
+
+        Whether it did. After a lost answer that cannot be told; then it is False.
+        """
+        with self._change(index):
+            existed = await self._store.delete(object_name(index))
             self.presence.set(index, State.ABSENT)
+        return existed
+
+    async def head(self, index: int) -> ObjectInfo | None:
+        """What the newest version of one object is like, in one's turn; None if there is none."""
+        if self.is_absent(index):
+            return None
+        with self._looking(index) as look:
+            found = await self._store.head(object_name(index), newest=True)
+        if look.counts:
+            self._learn(index, None if found is None else found.etag)
+        return found
 
     @contextmanager
     def _change(self, index: int) -> Iterator[set[int]]:

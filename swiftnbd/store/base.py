@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from swiftnbd.errors import StoreError
+from swiftnbd.errors import CopyUnsupported
 
 OBJECT_BYTES_MAX = 64 * 1024 * 1024  # the largest object size of a disk; bounds every body we read
 LISTING_LIMIT_MAX = 10_000  # Swift's own default page; more is answered with 412
@@ -38,10 +38,14 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One row of a listing. Listings may lag behind: a row is a hint, a missing row no proof."""
+    """One row of a listing. Listings may lag behind: a row is a hint, a missing row no proof.
+
+    ``etag`` is '' where the store would have to read the object for it.
+    """
 
     name: str
     size: int
+    etag: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +125,9 @@ class Store(ABC):
         Its bytes don't come through here. As with `put`, it is durable on return, and on any
         error the old object or a new one is there. The source must have an object with this
         ``etag``: `CorruptObject` if what was copied has another, `StoreError` if there is none.
-        Optional: for stores that have a ``place``.
+        Optional: for stores that have a ``place``, and even then it may be `CopyUnsupported`.
         """
-        raise StoreError(f"{self.label}: COPY {name}: this store cannot copy")
+        raise CopyUnsupported(f"{self.label}: COPY {name}: this store cannot copy")
 
     @abstractmethod
     async def delete(self, name: str) -> bool:

@@ -145,7 +145,8 @@ class MemoryStore(Store):
             for name in objects
             if name.startswith(prefix) and name > after and (not before or name < before)
         )
-        return [Listed(name, len(objects[name].data)) for name in names[:limit]]
+        found = ((name, objects[name]) for name in names[:limit])
+        return [Listed(name, len(each.data), each.etag) for name, each in found]
 
     async def info(self, *, count: bool = False) -> ContainerInfo | None:
         container = self.account.containers.get(self.name)

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from swiftnbd.errors import (
     ContainerMissing,
     ContainerNotEmpty,
+    CopyUnsupported,
     CorruptObject,
     ObjectExists,
     StoreBusy,
@@ -150,7 +151,7 @@ class SwiftStore(Store):
         if answer.status != 201:
             raise failure(what, answer)  # a 404 may be either container's, or an outage
         if "x-copied-from" not in answer.headers:
-            raise StoreError(f"{what}: this Swift does not copy; it stored an empty object")
+            raise CopyUnsupported(f"{what}: this Swift does not copy; it stored an empty object")
         if answer.etag != etag:
             raise CorruptObject(f"{what}: copied with ETag {answer.etag or '(none)'}, not {etag}")
 
@@ -300,6 +301,10 @@ def _rows(what: str, body: bytes) -> list[Listed]:
         rows = json.loads(body)
         if not isinstance(rows, list):
             raise ValueError(rows)  # not an empty page: that would be the end of the listing
-        return [Listed(str(row["name"]), int(row["bytes"])) for row in rows if "name" in row]
+        return [
+            Listed(str(row["name"]), int(row["bytes"]), str(row.get("hash", "")))
+            for row in rows
+            if "name" in row
+        ]
     except (ValueError, TypeError, KeyError):
         raise CorruptObject(f"{what}: the answer is not a listing in JSON") from None

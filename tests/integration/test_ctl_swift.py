@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The commands of swiftnbd-ctl on a real Swift, run in this process."""
 
+import json
 import os
 import signal
 import socket
@@ -143,3 +144,68 @@ def test_interrupt_does_not_wait_for_a_login_that_hangs(swift_ctl: Ctl) -> None:
         for connection in hung:
             connection.close()
     assert (code, errors) == (130, "swiftnbd-ctl: interrupted\n")
+
+
+def fill(swift_ctl: Ctl, indexes: list[int], data: bytes | None = None) -> None:
+    """As by somebody who keeps no map of what exists."""
+    swift_ctl.backend.set_metadata(swift_ctl.name, last="192.0.2.7:4242@1700000000")
+    for index in indexes:
+        body = os.urandom(OBJECT_SIZE) if data is None else data
+        swift_ctl.backend.put(swift_ctl.name, f"disk.part/{index:08d}", body)
+
+
+def test_disk_is_resized_and_trimmed(swift_ctl: Ctl) -> None:
+    name = swift_ctl.name
+    swift_ctl.setup(40)
+    fill(swift_ctl, [0, 5, 30, 39])
+    fill(swift_ctl, [1, 2], bytes(OBJECT_SIZE))
+    before = swift_ctl.backend.image(name)
+    code, out, _ = swift_ctl("info", name, "--json")
+    assert code == 0
+    assert json.loads(out)["created"] > 1_700_000_000
+    assert swift_ctl("trim", name, "-n")[0] == 0
+    assert swift_ctl("trim", name, "-q")[2].endswith(
+        "2 of 6 stored objects were zeros: 8 KiB freed\n"
+    )
+    assert swift_ctl("resize", name, "123000")[0] == 1
+    assert swift_ctl("resize", name, "123000", "--yes", "-q")[0] == 0
+    half = before[:123000] + bytes(-123000 % OBJECT_SIZE)
+    assert swift_ctl.backend.image(name) == half
+    assert swift_ctl("resize", name, str(len(before)))[0] == 0
+    assert swift_ctl.backend.image(name) == half.ljust(len(before), b"\0")
+    code, out, _ = swift_ctl("locate", name, "20480", "--json")
+    assert json.loads(out)["stored"] is True
+
+
+def test_disk_is_copied_by_swift_itself_and_to_other_sizes(swift_ctl: Ctl) -> None:
+    name = swift_ctl.name
+    second, third = f"{name}-2", f"{name}-3"
+    for each in (second, third):
+        swift_ctl.backend.announce(each)
+    swift_ctl.setup(40)
+    fill(swift_ctl, [0, 5, 6, 7, 30, 39])
+    before = swift_ctl.backend.image(name)
+    code, out, _ = swift_ctl(
+        "copy", name, second, "--setup", "--policy", SECOND_POLICY, "--json", "-q"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert (found["objects_copied"], found["server_side"]) == (6, True)
+    assert swift_ctl.backend.image(second) == before
+    code, out, _ = swift_ctl("copy", second, third, "--setup", "--object-size", "6K", "--json")
+    assert code == 0
+    assert json.loads(out)["server_side"] is False
+    assert swift_ctl.backend.image(third)[: len(before)] == before
+    code, out, _ = swift_ctl("copy", name, second, "-f", "--json", "-q")
+    assert json.loads(out)["objects_already_there"] == 6
+    for each in (name, second, third):
+        assert "client" not in swift_ctl.backend.metadata(each)
+
+
+def test_bench_leaves_nothing_behind(swift_ctl: Ctl) -> None:
+    flags = ["--seconds", "2", "--bytes", "2M", "--object-size", "64K", "--connections", "2"]
+    code, out, errors = swift_ctl("bench", swift_ctl.name, *flags)
+    assert (code, errors) == (0, "")
+    assert out.splitlines()[-1].startswith("For random work")
+    listing, _ = swift_ctl.backend.request("GET", "", "?prefix=swiftnbd-bench-")
+    assert listing == b""

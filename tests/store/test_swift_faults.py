@@ -15,6 +15,7 @@ from aiohttp.http_writer import StreamWriter
 
 from swiftnbd.errors import (
     AccessRefused,
+    CopyUnsupported,
     CorruptObject,
     ObjectExists,
     StoreBusy,
@@ -70,7 +71,7 @@ async def test_copy_names_its_source_and_leaves_its_metadata(
         (Reply(202, {"ETag": ETAG, "X-Copied-From": "s/n"}), StoreBusy),
         (Reply(201, {"ETag": "0" * 32, "X-Copied-From": "s/n"}), CorruptObject),
         (Reply(201, {"X-Copied-From": "s/n"}), CorruptObject),
-        (Reply(201, {"ETag": md5(b"").hexdigest()}), StoreError),  # it knows no COPY
+        (Reply(201, {"ETag": md5(b"").hexdigest()}), CopyUnsupported),  # it knows no COPY
         (Reply(404), StoreUnavailable),
         (Reply(503), StoreUnavailable),
         (Reply(499), StoreBusy),
