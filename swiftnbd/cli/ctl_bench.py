@@ -37,8 +37,8 @@ STEPS_MAX = 200  # a tenth of a second each would say nothing
 CLEAN_TRIES_MAX = 6
 CLEAN_RETRY_SECONDS = 0.5  # doubles: 15 s in all
 
-_BAR = 24  # characters of the plot's longest bar
-_NAMES = {"put": "PUT", "get": "GET", "part": "GET of 64 KiB of it"}
+_BAR = 20  # characters of the plot's longest bar
+_NAMES = {"put": "PUT", "get": "GET", "part": "GET part"}  # of 64 KiB
 
 
 def _sizes_option(
@@ -261,7 +261,7 @@ def _print_table(found: "Sequence[Measured]") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Request")
+    table.add_column("Request", no_wrap=True)
     for heading in ("Objects", "At once", "per s", "MiB/s", "median ms", "95 % ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("MiB/s", no_wrap=True)

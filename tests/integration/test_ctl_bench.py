@@ -86,8 +86,8 @@ def test_latencies_are_shares_of_the_requests() -> None:
 
 
 def test_bars_and_sizes() -> None:
-    assert bar(1) == "█" * 24
-    assert bar(0.5) == "█" * 12
+    assert bar(1) == "█" * 20
+    assert bar(0.5) == "█" * 10
     assert bar(0) == "▏"
     assert [short_size(size) for size in (65536, 4 * MIB, 1536, 512)] == [
         "64K",
