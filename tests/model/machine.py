@@ -30,7 +30,17 @@ from swiftnbd.store.base import Buffer
 from swiftnbd.store.memory import MemoryStore
 from tests.model.oracle import TAGS_MAX, Change, Oracle
 from tests.support.disks import SIZE, TURNS, joined, name, turns
-from tests.support.faulty import Call, Fault, Faulty, Gate, Script, failing, reply_lost, short_body
+from tests.support.faulty import (
+    Call,
+    Fault,
+    Faulty,
+    Gate,
+    Script,
+    failing,
+    late,
+    reply_lost,
+    short_body,
+)
 
 OBJECTS, CACHED = 8, 4
 UNIT = SIZE // 4  # of the cache, in some of the examples
@@ -71,7 +81,8 @@ KINDS = st.sampled_from(
 )
 FURTHER = st.sampled_from([0, 0, 0, 130, SIZE])
 BURSTS = st.lists(st.tuples(KINDS, FURTHER, LENGTHS, STEPS), min_size=2, max_size=8)
-TROUBLE = ["fail", "lose reply", "hang", "hang after", "hang and fail"]
+TROUBLE = ["fail", "lose reply", "late", "hang", "hang after", "hang and fail"]
+EXCUSES = {"fail", "lose reply", "late", "hang and fail", "short"}  # for a request that fails
 FAULTS = st.lists(
     st.sampled_from(
         [("put", kind) for kind in TROUBLE]
@@ -91,6 +102,7 @@ class Pending:
 
     task: asyncio.Task[Any]
     ended: Callable[[Any, bool], None]
+    only_reads: bool
 
 
 class DiskMachine(RuleBasedStateMachine):
@@ -101,6 +113,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.loop.set_debug(False)  # it would take most of the time
         self.memory = MemoryStore("disk")
+        self.store = Faulty(self.memory, self._plan)
         self.oracle = Oracle(DISK, UNIT)
         self.pending: list[Pending] = []
         self.gates: list[Gate] = []
@@ -111,6 +124,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.suspended_at: int | None = None  # changes sent to the store when it was suspended
         self.folder: tempfile.TemporaryDirectory[str] | None = None  # of a disk cache
         self.synced = b""  # what a power cut leaves at least of its file
+        self.failing: set[str] = set()  # what has gone wrong in the store since a rest
 
     # Running
 
@@ -125,22 +139,33 @@ class DiskMachine(RuleBasedStateMachine):
             self.pending.remove(each)
             try:
                 result, done = each.task.result(), True
-            except (SwiftnbdError, asyncio.CancelledError):
+            except asyncio.CancelledError:
+                result, done = None, False
+            except SwiftnbdError as error:
+                self._check_excused(each, error)
                 result, done = None, False
             assert not (done and self.suspended_at is not None), "answered while suspended"
             each.ended(result, done)
+
+    def _check_excused(self, request: Pending, error: SwiftnbdError) -> None:
+        """Nothing fails that has no reason to; for a read, a change that failed is none."""
+        excuses = {"get"} if request.only_reads else {"get", "put", "delete"}
+        assert self.failing & excuses, f"nothing was wrong, and yet: {error}"
 
     def begin(
         self,
         work: Callable[[ObjectDevice], Coroutine[Any, Any, Any]],
         ended: Callable[[Any, bool], None],
         steps: int,
+        *,
+        only_reads: bool = False,
     ) -> None:
         while len(self.pending) >= AT_WORK_MAX:
             self._resume()
             self._open_gates()
             self.go(TURNS)
-        self.pending.append(Pending(self.loop.create_task(work(self.device)), ended))
+        task = self.loop.create_task(work(self.device))
+        self.pending.append(Pending(task, ended, only_reads))
         self.go(steps)
 
     def _open_gates(self) -> None:
@@ -171,7 +196,6 @@ class DiskMachine(RuleBasedStateMachine):
             cache = replace(cache, disk_directory=folder, disk_bytes=LOCAL)
         self.cache = cache
         self.writes_through = cache.mode is CacheMode.WRITETHROUGH
-        self.store = Faulty(self.memory, self._plan)
         self.run(self.memory.create_container(setup_metadata(Geometry(OBJECTS, SIZE))))
         if filled:
             image = self.oracle.begin_change(0, DISK, 0)
@@ -250,7 +274,7 @@ class DiskMachine(RuleBasedStateMachine):
         """Some at once, in one place, while the store does this and that."""
         self.busy += 1
         for op, kind in faults:
-            self.script.on(op, self._fault(kind))
+            self.script.on(op, self._fault(op, kind))
         for kind, further, length, steps in burst:
             start = min(offset + further, DISK - 1)
             self._request(kind, start, min(length, DISK - start), steps)
@@ -263,7 +287,8 @@ class DiskMachine(RuleBasedStateMachine):
             case "extents":
                 self._extents(offset, length, steps)
             case "prefetch":
-                self.begin(lambda device: device.prefetch(offset, length), _ignore, steps)
+                work = lambda device: device.prefetch(offset, length)  # noqa: E731
+                self.begin(work, _ignore, steps, only_reads=True)
             case "write" if self.tag < TAGS_MAX:
                 self.tag += 1
                 self._change(what, offset, length, self.tag, steps, fua=flag == "fua")
@@ -312,7 +337,7 @@ class DiskMachine(RuleBasedStateMachine):
         def ended(pieces: Sequence[bytes] | None, done: bool) -> None:
             self.oracle.end_read(reading, [(offset, joined(pieces))] if pieces else [])
 
-        self.begin(work, ended, steps)
+        self.begin(work, ended, steps, only_reads=True)
 
     def _extents(self, offset: int, length: int, steps: int) -> None:
         """What is said to be zeros has been read, and was zeros."""
@@ -330,7 +355,12 @@ class DiskMachine(RuleBasedStateMachine):
             self.oracle.end_read(reading, zeros)
 
         count = 1 + offset % 3
-        self.begin(lambda device: device.extents(offset, length, count=count), ended, steps)
+        self.begin(
+            lambda device: device.extents(offset, length, count=count),
+            ended,
+            steps,
+            only_reads=True,
+        )
 
     @precondition(lambda self: self.suspended_at is None)
     @rule(
@@ -347,6 +377,17 @@ class DiskMachine(RuleBasedStateMachine):
         gate.open()
         self.go(steps)
 
+    @precondition(lambda self: self.suspended_at is None)
+    @rule(index=st.integers(0, OBJECTS - 1), change=st.sampled_from(["write fua", "zero fua"]))
+    def late_change_lands_between_two_reads(self, index: int, change: str) -> None:
+        """Of other blocks of the object."""
+        for op in ("put", "delete"):
+            self.script.on(op, self._fault(op, "late"), name=name(index))
+        self._request(change, index * SIZE, UNIT, TURNS)
+        self._request("read", index * SIZE + UNIT, 1, TURNS)
+        self.run(self.store.land())
+        self._request("read", index * SIZE + 2 * UNIT, 1, TURNS)
+
     @rule(
         faults=FAULTS,
         start=st.integers(0, DISK // UNIT - 6),
@@ -360,7 +401,7 @@ class DiskMachine(RuleBasedStateMachine):
         """One after the other, as read-ahead likes it; what comes next is written to meanwhile."""
         self.busy += 1
         for op, kind in faults:
-            self.script.on(op, self._fault(kind))
+            self.script.on(op, self._fault(op, kind))
         for number in range(start, start + count):
             self._request("read", number * UNIT, UNIT, steps)
         for number in range(start + count, min(start + count + changes, DISK // UNIT)):
@@ -372,14 +413,16 @@ class DiskMachine(RuleBasedStateMachine):
         if look:  # what was seen must be there after the flush
             self._read(0, DISK, TURNS)
         for op, kind in faults:
-            self.script.on(op, self._fault(kind))
+            self.script.on(op, self._fault(op, kind))
         flushing = self.oracle.begin_flush()
         end = self.oracle.end_flush
         self.begin(lambda device: device.flush(), lambda _, done: end(flushing, done=done), steps)
 
     # Trouble
 
-    def _fault(self, kind: str) -> Fault:
+    def _fault(self, op: str, kind: str) -> Fault:
+        if kind in EXCUSES:
+            self.failing.add(op)
         gate = Gate()
         if kind.startswith("hang"):
             self.gates.append(gate)
@@ -387,6 +430,7 @@ class DiskMachine(RuleBasedStateMachine):
         return {
             "fail": failing(),
             "lose reply": reply_lost(),
+            "late": late(),
             "hang": Fault(before=gate),
             "hang after": Fault(after=gate),
             "hang and fail": Fault(before=gate, error=error),
@@ -402,6 +446,13 @@ class DiskMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 20), steps=STEPS)
     def open_gate(self, which: int, steps: int) -> None:
         self.gates.pop(which % len(self.gates)).open()
+        self.go(steps)
+
+    @precondition(lambda self: self.store.late)
+    @rule(steps=STEPS)
+    def land(self, steps: int) -> None:
+        """Changes that were given up are made after all."""
+        self.run(self.store.land())
         self.go(steps)
 
     @precondition(lambda self: self.pending)
@@ -455,6 +506,7 @@ class DiskMachine(RuleBasedStateMachine):
     def _lose_lock(self) -> None:
         """Whoever waits is told so, and nothing is stored any more."""
         self.go(0)
+        self.failing |= {"get", "put", "delete"}
         self.device.fail("the lock is lost")
         self.lock_is_lost = True
         sent, self.suspended_at = self._changes_sent(), 0
@@ -471,7 +523,13 @@ class DiskMachine(RuleBasedStateMachine):
             task.cancel()
         self.run(_gather(tasks))
         self.gates.clear()
+        self._nothing_goes_wrong()
+        self.store.forget_late()
+
+    def _nothing_goes_wrong(self) -> None:
+        """At rest."""
         self.script.clear()
+        self.failing.clear()
 
     @precondition(lambda self: self.busy >= RULES_BETWEEN_RESTS)
     @rule()
@@ -479,7 +537,7 @@ class DiskMachine(RuleBasedStateMachine):
         """The last connection goes, and the next one comes: on what was kept, or anew."""
         self.busy = 0
         self._finish()
-        self.script.clear()
+        self._nothing_goes_wrong()
         self._read(0, DISK, TURNS)
         self._finish()
         if self.tag % 2:
@@ -492,7 +550,7 @@ class DiskMachine(RuleBasedStateMachine):
             self.oracle.see_both(self.image())
         else:
             self._check_dirty_ranges()
-        self.script.clear()
+        self._nothing_goes_wrong()
         self._attach()
 
     def _check_dirty_ranges(self) -> None:
@@ -508,7 +566,7 @@ class DiskMachine(RuleBasedStateMachine):
         """Nothing goes wrong any more: all is stored, readable, and nothing is left over."""
         self.busy = 0
         self._finish()
-        self.script.clear()
+        self._nothing_goes_wrong()
         flushing = self.oracle.begin_flush()
         self.run(self.device.flush())
         self.oracle.end_flush(flushing, done=True)

@@ -339,6 +339,21 @@ def absence_outlives_a_put_whose_reply_was_lost(patch: pytest.MonkeyPatch) -> No
 
 
 @mutant
+def what_is_seen_before_a_late_change_lands_is_taken_for_final(patch: pytest.MonkeyPatch) -> None:
+    change = DiskObjects._change
+
+    @contextlib.contextmanager
+    def forgetful(self: DiskObjects, index: int) -> Iterator[None]:
+        try:
+            with change(self, index):
+                yield
+        finally:
+            self._doubtful.discard(index)
+
+    patch.setattr(DiskObjects, "_change", forgetful)
+
+
+@mutant
 def etag_is_not_compared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Etags, "fits", lambda self, index, etag: True)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import md5
 from typing import NamedTuple
 
 from swiftnbd.errors import StoreError, StoreUnavailable
@@ -57,14 +58,16 @@ class Fault:
     """What goes wrong with one call. The default is nothing.
 
     ``before`` and ``after`` stop the call before and after it takes effect; then ``error`` is
-    raised, without effect unless ``done`` (the reply was lost). ``body`` changes what a get
-    answers; ``stale`` answers it from the version before the last change (None: was absent).
+    raised, without effect unless ``done`` (the reply was lost), or ``late``: a put or delete that
+    takes effect at `Faulty.land`. ``body`` changes what a get answers; ``stale`` answers it from
+    the version before the last change (None: was absent).
     """
 
     before: Gate | None = None
     after: Gate | None = None
     error: StoreError | None = None
     done: bool = False
+    late: bool = False
     body: Callable[[bytes], bytes] | None = None
     stale: bool = False
 
@@ -77,6 +80,11 @@ def failing(error: StoreError | None = None) -> Fault:
 def reply_lost() -> Fault:
     """The call takes effect and raises."""
     return Fault(error=StoreUnavailable("faulty: the reply was lost"), done=True)
+
+
+def late() -> Fault:
+    """The call raises, and takes effect long after."""
+    return Fault(error=StoreUnavailable("faulty: nobody waits so long"), late=True)
 
 
 def short_body(missing: int = 1) -> Fault:
@@ -137,7 +145,10 @@ class Seeded:
 
 @dataclass
 class Faulty(Store):
-    """``store`` behind ``plan``. Counts ``calls``, and ``at_once_max``: how many overlapped."""
+    """``store`` behind ``plan``. Counts ``calls``, and ``at_once_max``: how many overlapped.
+
+    ``late`` are the changes that have yet to `land`: object, which change of it, what it becomes.
+    """
 
     store: Store
     plan: Plan = field(default_factory=Script)
@@ -147,6 +158,9 @@ class Faulty(Store):
     canary: str | None = None
     _now: dict[str, Blob | None] = field(default_factory=dict)
     _before: dict[str, Blob | None] = field(default_factory=dict)
+    late: list[tuple[str, int, Blob | None]] = field(default_factory=list)
+    _sent: Counter[str] = field(default_factory=Counter)  # changes of each object
+    _newest: Counter[str] = field(default_factory=Counter)  # the number of the last one made
 
     def __post_init__(self) -> None:
         self.label = self.store.label
@@ -158,7 +172,9 @@ class Faulty(Store):
         return sum(times for call, times in self.calls.items() if call.op == op)
 
     @asynccontextmanager
-    async def _call(self, op: str, name: str = "") -> AsyncIterator[Fault]:
+    async def _call(
+        self, op: str, name: str = "", change: tuple[int, Blob | None] | None = None
+    ) -> AsyncIterator[Fault]:
         call = Call(op, name)
         self.calls[call] += 1
         self.at_once += 1
@@ -168,6 +184,8 @@ class Faulty(Store):
             await asyncio.sleep(0)
             if fault.before is not None:
                 await fault.before.pass_through()
+            if fault.late and change is not None:
+                self.late.append((name, *change))
             if fault.error is not None and not fault.done:
                 raise fault.error
             yield fault
@@ -179,9 +197,25 @@ class Faulty(Store):
         finally:
             self.at_once -= 1
 
-    def _changed(self, name: str, now: Blob | None) -> None:
+    def _changed(self, name: str, number: int, now: Blob | None) -> None:
         self._before[name] = self._now.get(name)
         self._now[name] = now
+        self._newest[name] = number
+
+    async def land(self) -> None:
+        """What was ``late`` happens now; not over a change sent after it, as Swift has it."""
+        late, self.late = self.late, []
+        for name, number, blob in late:
+            if number > self._newest[name]:
+                if blob is None:
+                    await self.store.delete(name)
+                else:
+                    await self.store.put(name, blob.data)
+                self._changed(name, number, blob)
+
+    def forget_late(self) -> None:
+        """What was ``late`` never happens."""
+        self.late.clear()
 
     async def get(
         self,
@@ -206,12 +240,13 @@ class Faulty(Store):
             return await self.store.head(name, newest=newest)
 
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
-        sent = bytes(data)
-        async with self._call("put", name):
-            etag = await self.store.put(name, sent, if_absent=if_absent)
-            self._changed(name, Blob(sent, etag))
+        blob = Blob(bytes(data), md5(data).hexdigest())
+        number = self._send(name)
+        async with self._call("put", name, (number, blob)):
+            etag = await self.store.put(name, blob.data, if_absent=if_absent)
+            self._changed(name, number, blob)
         # a network takes the bytes when it likes, so they must be the same all the time
-        assert bytes(data) == sent, f"the body of PUT {name} changed under way"
+        assert bytes(data) == blob.data, f"the body of PUT {name} changed under way"
         return etag
 
     async def copy(self, name: str, source: Place, etag: str) -> None:
@@ -220,10 +255,15 @@ class Faulty(Store):
             self._changed(name, await self.store.get(name))
 
     async def delete(self, name: str) -> bool:
-        async with self._call("delete", name):
+        number = self._send(name)
+        async with self._call("delete", name, (number, None)):
             existed = await self.store.delete(name)
-            self._changed(name, None)
+            self._changed(name, number, None)
         return existed
+
+    def _send(self, name: str) -> int:
+        self._sent[name] += 1
+        return self._sent[name]
 
     async def renew(self, name: str, token: str) -> bool:
         async with self._call("renew", name):

@@ -6,9 +6,9 @@ import asyncio
 import pytest
 
 from swiftnbd.errors import StoreFull, StoreUnavailable
-from swiftnbd.store.base import Store
+from swiftnbd.store.base import Blob, Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
-from tests.store.contract import BackDoor, StoreContract
+from tests.store.contract import BackDoor, StoreContract, etag_of
 from tests.store.test_memory import MemoryBack
 from tests.support.faulty import (
     Call,
@@ -19,6 +19,7 @@ from tests.support.faulty import (
     Seeded,
     corrupt_body,
     failing,
+    late,
     reply_lost,
     short_body,
 )
@@ -142,3 +143,40 @@ def test_seeded_plan_repeats_itself() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     assert {fault in drawn[0] for fault in (None, *faults)} == {True}
     assert plans[0](Call("get", NAME)) is None
+
+
+async def test_late_change_fails_and_is_made_when_it_lands(store: Faulty, script: Script) -> None:
+    script.on("put", late())
+    with pytest.raises(StoreUnavailable):
+        await store.put(NAME, b"late")
+    assert await store.get(NAME) == Blob(b"second", etag_of(b"second"))
+    await store.land()
+    assert await store.get(NAME) == Blob(b"late", etag_of(b"late"))
+    script.on("delete", late())
+    with pytest.raises(StoreUnavailable):
+        await store.delete(NAME)
+    await store.land()
+    assert await store.get(NAME) is None
+
+
+async def test_late_change_does_not_undo_a_newer_one(store: Faulty, script: Script) -> None:
+    for op in ("put", "delete"):
+        script.on(op, late())
+    with pytest.raises(StoreUnavailable):
+        await store.put(NAME, b"late")
+    with pytest.raises(StoreUnavailable):
+        await store.delete(NAME)
+    await store.put(NAME, b"newer")
+    await store.land()
+    assert await store.get(NAME) == Blob(b"newer", etag_of(b"newer"))
+
+
+async def test_late_change_of_a_server_that_died_can_be_forgotten(
+    store: Faulty, script: Script
+) -> None:
+    script.on("put", late())
+    with pytest.raises(StoreUnavailable):
+        await store.put(NAME, b"late")
+    store.forget_late()
+    await store.land()
+    assert await store.get(NAME) == Blob(b"second", etag_of(b"second"))
