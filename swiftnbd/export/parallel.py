@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterable
+from errno import EIO
 from typing import TypeVar
 
 from swiftnbd.errors import SwiftnbdError
@@ -18,7 +19,8 @@ async def for_each(
 ) -> None:
     """Do ``work`` on each item, `AT_ONCE_MAX` at a time, and raise the first error at the end.
 
-    After an error no further item is begun, unless told to ``go_on``.
+    After an error no further item is begun, unless told to ``go_on``. Then EIO goes before what
+    came first: who is told ENOSPC believes that room is all that is missing.
     """
     rest = iter(items)
     first = list(itertools.islice(rest, AT_ONCE_MAX))
@@ -33,7 +35,8 @@ async def for_each(
             try:
                 await work(item)
             except SwiftnbdError as error:
-                errors[:] = errors[:1] or [error]
+                if not errors or (error.errno == EIO != errors[0].errno):
+                    errors[:] = [error]
             if errors and not go_on:
                 return
 

@@ -130,9 +130,9 @@ class Reader:
                 raise error
             await self._disk.gate.passing()
             self._fetch(missing, urgent=True)
-            error = await self._fetched_all({block.fetch for block in missing})
+            error = await self._fetched_all(dict.fromkeys(block.fetch for block in missing))
 
-    async def _fetched_all(self, fetches: set[asyncio.Task[None] | None]) -> Exception | None:
+    async def _fetched_all(self, fetches: Iterable[asyncio.Task[None] | None]) -> Exception | None:
         """Wait for fetches; the first error, unless it is only that we are suspended."""
         errors = []
         for fetch in fetches:

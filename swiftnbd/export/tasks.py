@@ -16,7 +16,7 @@ class Tasks:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # a set in a reproducible order
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -24,12 +24,12 @@ class Tasks:
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Begin ``work``."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled():
             task.exception()  # whoever waits for it sees it; a flush will, if nobody does
 

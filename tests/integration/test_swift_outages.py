@@ -3,8 +3,10 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from hashlib import md5
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -78,6 +80,58 @@ async def test_an_object_server_that_comes_back_within_the_deadline(
     assert await reader.get("disk.part/new") == BLOB
     for store in (reader, writer, looker):
         await store.close()
+
+
+async def test_an_object_server_that_dies_in_the_middle_of_a_put_leaves_the_old_object(
+    own_swift: RealSwift, account: SwiftAccount
+) -> None:
+    """Swift has asked for the body, and got half of it. The PUT that is sent again is whole."""
+    await fill(account, "c", SECOND_POLICY)
+    new = bytes(reversed(DATA)) * 100
+    begun = await _begin_put(own_swift, f"/c/{NAME}", new)
+    own_swift.kill("object")
+    assert await begun(new[len(new) // 2 :]) >= 500
+    moment = Moment()
+    store = Retrying(Proven(SwiftStore(account, "c")), deadline_seconds=30, pacing=moment.pacing)
+    again = asyncio.create_task(store.put(NAME, new))
+    await moment.first.wait()
+    await asyncio.to_thread(own_swift.restart, "object")
+    assert await SwiftStore(account, "c").get(NAME, newest=True) == BLOB
+    moment.go_on.set()
+    assert await again == md5(new).hexdigest()
+    assert await store.get(NAME) == Blob(new, md5(new).hexdigest())
+    await store.close()
+
+
+async def _begin_put(
+    swift: RealSwift, path: str, data: bytes
+) -> Callable[[bytes], Coroutine[None, None, int]]:
+    """Send half of a body, after Swift has asked for it; what sends the rest: the status."""
+    login = await V1Auth(swift.auth_url, USER, KEY).login()
+    url = urlsplit(login.storage_url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    head = (
+        f"PUT {url.path}{path} HTTP/1.1",
+        f"Host: {url.netloc}",
+        f"X-Auth-Token: {login.token}",
+        f"Content-Length: {len(data)}",
+        "Expect: 100-continue",
+        "\r\n",
+    )
+    writer.write("\r\n".join(head).encode())
+    assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+    writer.write(data[: len(data) // 2])
+    await writer.drain()
+
+    async def go_on(rest: bytes) -> int:
+        with suppress(ConnectionError):
+            writer.write(rest)
+            await writer.drain()
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+        return status
+
+    return go_on
 
 
 @pytest.mark.parametrize("canary", [CANARY, None])

@@ -10,7 +10,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -518,7 +518,7 @@ class DiskMachine(RuleBasedStateMachine):
     def _end_all_tasks(self) -> None:
         self.suspended_at = None
         self.device.suspend()  # so that nothing new begins
-        tasks = asyncio.all_tasks(self.loop)
+        tasks = sorted(asyncio.all_tasks(self.loop), key=_number)
         for task in tasks:
             task.cancel()
         self.run(_gather(tasks))
@@ -641,5 +641,10 @@ async def _within_turns(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError(f"hangs: {task}")
 
 
-async def _gather(tasks: set[asyncio.Task[Any]]) -> None:
+def _number(task: asyncio.Task[Any]) -> int:
+    """In which order they were made: a set of them has another one each time."""
+    return int(task.get_name().removeprefix("Task-"))
+
+
+async def _gather(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)

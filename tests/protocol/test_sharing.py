@@ -195,6 +195,25 @@ async def test_flush_fails_on_every_connection_while_bytes_are_not_stored(
         assert (store.part(0) or b"")[:4] == b"lost"
 
 
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_writes_into_one_block_that_is_being_fetched_are_all_kept(
+    served: Serving, store: GatedStore, connections: int
+) -> None:
+    """The read-modify-write race: all of them need the same bytes of the store around them."""
+    await store.put("disk.part/00000000", b"o" * OBJECT)
+    async with await served.attached() as one, await served.attached() as other:
+        two = one if connections == 1 else other
+        gate = store.gate("get disk.part")
+        one.request(nbd.WRITE, 10, 1, flags=nbd.FUA, data=b"1", cookie=1)
+        two.request(nbd.WRITE, 11, 1, flags=nbd.FUA, data=b"2", cookie=2)
+        await gate.reached()
+        two.request(nbd.WRITE, OBJECT - 1, 1, flags=nbd.FUA, data=b"3", cookie=3)
+        gate.open()
+        replies = [await one.reply(), await two.reply(), await two.reply()]
+        assert sorted(replies) == [(cookie, 0, b"") for cookie in (1, 2, 3)]
+        assert store.part(0) == b"o" * 10 + b"12" + b"o" * (OBJECT - 13) + b"3"
+
+
 # Stores that fail or hang
 
 

@@ -166,6 +166,24 @@ async def test_flush_goes_through_all_dirty_blocks_in_spite_of_errors() -> None:
         assert disk.image() == A * 6 + bytes(2 * SIZE)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+async def test_flush_that_meets_both_errors_says_io_error_until_only_room_is_missing(
+    first: int,
+) -> None:
+    async with a_disk(settings=MANY) as disk:
+        await write_all(disk, range(4))
+        for _ in range(2):
+            disk.script.on("put", failing(StoreFull("faulty: full")), name=name(first))
+        disk.script.on("put", failing(), name=name(1 - first))
+        for errno in (EIO, ENOSPC):
+            with pytest.raises(StoreError) as caught:
+                await disk.device.flush()
+            assert caught.value.errno == errno
+        assert disk.device.dirty_ranges() == [(first * SIZE, (first + 1) * SIZE)]
+        await disk.device.flush()
+        assert disk.image() == A * 4 + bytes(4 * SIZE)
+
+
 async def test_flush_goes_through_more_dirty_blocks_than_it_works_on_at_once() -> None:
     async with a_disk(objects=100, settings=caching(400)) as disk:
         await write_all(disk, range(100))

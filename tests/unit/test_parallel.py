@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from swiftnbd.errors import StoreFull, StoreUnavailable
+from swiftnbd.errors import StoreError, StoreFull, StoreUnavailable
 from swiftnbd.export.parallel import AT_ONCE_MAX, for_each
 from tests.support.disks import begun, turns
 
@@ -64,11 +64,11 @@ async def test_first_error_is_raised_at_the_end(go_on: bool) -> None:
         seen.append(item)
         await asyncio.sleep(0)
         if item == 1:
-            raise StoreFull("first")
+            raise StoreUnavailable("first")
         if item == 2:
-            raise StoreUnavailable("second")
+            raise StoreFull("second")
 
-    with pytest.raises(StoreFull, match="first"):
+    with pytest.raises(StoreUnavailable, match="first"):
         await for_each(range(1000), work, go_on=go_on)
     assert len(seen) == 1000 if go_on else len(seen) < 2 * AT_ONCE_MAX
 
@@ -103,3 +103,14 @@ async def test_cancelled_from_outside_it_leaves_no_worker_behind() -> None:
     await turns()
     assert task.cancelled()
     assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("order", [(StoreFull, StoreUnavailable), (StoreUnavailable, StoreFull)])
+async def test_error_that_room_would_not_mend_goes_before_one_that_it_would(
+    order: tuple[type[StoreError], ...],
+) -> None:
+    async def work(number: int) -> None:
+        raise order[number]("faulty")
+
+    with pytest.raises(StoreUnavailable):
+        await for_each(range(2), work, go_on=True)
