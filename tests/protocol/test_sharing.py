@@ -195,6 +195,22 @@ async def test_flush_fails_on_every_connection_while_bytes_are_not_stored(
         assert (store.part(0) or b"")[:4] == b"lost"
 
 
+async def test_what_a_client_that_crashed_had_written_is_written_back_and_unlocked(
+    served: Serving, store: GatedStore
+) -> None:
+    one, other = await served.attached(), await served.attached()
+    await one.write(0, b"one")
+    await other.write(OBJECT, b"other")
+    assert store.part(0) is store.part(1) is None
+    assert store.holder
+    await one.reset()
+    await other.reset()
+    await served.idle()
+    assert store.part(0) == b"one" + bytes(OBJECT - 3)
+    assert store.part(1) == b"other" + bytes(OBJECT - 5)
+    assert store.holder == ""
+
+
 @pytest.mark.parametrize("connections", [1, 2])
 async def test_writes_into_one_block_that_is_being_fetched_are_all_kept(
     served: Serving, store: GatedStore, connections: int

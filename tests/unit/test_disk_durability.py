@@ -2,11 +2,11 @@
 """What a reply promises, what a failed upload leaves behind, and what flush and close do."""
 
 import asyncio
-from errno import EIO, ENOSPC
+from errno import EIO, ENOSPC, EPERM
 
 import pytest
 
-from swiftnbd.errors import ExportError, StoreError, StoreFull, StoreUnavailable
+from swiftnbd.errors import AccessRefused, ExportError, StoreError, StoreFull, StoreUnavailable
 from swiftnbd.export.settings import CacheMode
 from tests.support.disks import SIZE, Disk, a_disk, begin, begun, caching, name, turns
 from tests.support.faulty import Fault, Gate, failing, reply_lost
@@ -112,6 +112,17 @@ async def test_full_store_is_told_as_no_space() -> None:
                 await request
             assert caught.value.errno == ENOSPC
         await disk.device.flush()
+
+
+async def test_flush_that_the_store_does_not_permit_says_so() -> None:
+    async with a_disk() as disk:
+        await disk.device.write(0, A)
+        disk.script.on("put", failing(AccessRefused("faulty: not for you")))
+        with pytest.raises(AccessRefused) as caught:
+            await disk.device.flush()
+        assert caught.value.errno == EPERM
+        await disk.device.flush()
+        assert disk.has(0) == A
 
 
 async def test_dirty_ranges_are_ascending_and_joined() -> None:
