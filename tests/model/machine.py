@@ -606,7 +606,8 @@ class DiskMachine(RuleBasedStateMachine):
                 self.run(self.export.detach())
                 assert not self.export.attached
         finally:
-            self._end_all_tasks()
+            if self.memory.account.containers:  # else hypothesis gave up before `set_up`
+                self._end_all_tasks()
             self.loop.close()
             if self.folder is not None:
                 self.folder.cleanup()
