@@ -29,6 +29,7 @@ EXPLANATIONS = (
     "`tox -e model` goes on",
     "`tests/soak`: the programs as they are",
     "Clients write, zero, trim",
+    "A minute of it in each test run",
 )
 
 _END = re.compile(r"(?<=[.:])((?:\[\^[\w-]+\])*) +(?=[A-Z\"`*])")
