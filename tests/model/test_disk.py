@@ -48,6 +48,7 @@ def test_every_byte_is_legal_whatever_happens() -> None:
     print(f"\n{rounds} rounds of {EXAMPLES} examples, the last one from seed {number}")
 
 
+@pytest.mark.usefixtures("no_threads")
 @pytest.mark.allows_log("kept locked, trying again")
 def test_seed_repeats_the_same_calls_of_the_store() -> None:
     short = settings(SETTINGS, max_examples=8, phases=[Phase.generate])

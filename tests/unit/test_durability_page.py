@@ -19,6 +19,7 @@ EXPLANATIONS = (
     "A write is **accepted** when it is replied to.",
     '"Write" here stands for',
     "A write that spans objects can be durable in some",
+    "With `cache-dir`, blocks that are stored are kept",
     "What is in the store if the server dies",
     "A request that Swift received",
     "A DELETE that hangs for longer",
