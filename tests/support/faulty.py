@@ -250,9 +250,10 @@ class Faulty(Store):
         return etag
 
     async def copy(self, name: str, source: Place, etag: str) -> None:
+        number = self._send(name)
         async with self._call("copy", name):
             await self.store.copy(name, source, etag)
-            self._changed(name, await self.store.get(name))
+            self._changed(name, number, await self.store.get(name))
 
     async def delete(self, name: str) -> bool:
         number = self._send(name)
