@@ -14,8 +14,8 @@ import pytest
 from tests.e2e.conftest import launcher, new_name
 from tests.soak.campaign import SHAPES, Campaign
 from tests.soak.diary import SECONDS, SEED, soaking
-from tests.support.backends import SwiftBackend
-from tests.support.swift_aio import KEY, USER, RealSwift
+from tests.soak.witness import backend_of
+from tests.support.swift_aio import RealSwift
 
 SHORT_SECONDS = 26.0  # with what each disk takes to begin and end, about a minute
 SHORT_DISKS = 2  # of different shapes: the seed says which
@@ -45,7 +45,7 @@ def test_every_byte_is_accounted_for(own_swift: RealSwift, tmp_path: Path) -> No
 
 def _run(campaign: Campaign, seconds: float) -> None:
     swift, workdir = campaign.swift, campaign.workdir
-    backend = SwiftBackend(swift.auth_url, USER, KEY, workdir / "secrets.conf")
+    backend = backend_of(swift, workdir)
     with launcher(backend, workdir) as launch:
         try:
             asyncio.run(campaign.run(backend, launch, seconds))

@@ -17,11 +17,11 @@ import pytest
 from tests.e2e.conftest import Disk, Launch, launcher, set_up_disk
 from tests.soak.diary import SECONDS, SEED, Diary, soaking
 from tests.soak.trouble import Nature, SwiftTrouble, make_trouble
+from tests.soak.witness import backend_of
 from tests.support import vm
-from tests.support.backends import SwiftBackend
 from tests.support.clients import run
 from tests.support.server_process import ServerProcess
-from tests.support.swift_aio import KEY, USER, RealSwift
+from tests.support.swift_aio import RealSwift
 
 KiB, MiB = 1024, 1024 * 1024
 DISK_BYTES = 48 * MiB
@@ -160,7 +160,7 @@ def test_file_system_survives_one_power_cut_after_the_other(
     own_swift: RealSwift, tmp_path: Path
 ) -> None:
     chance = random.Random(SEED)
-    backend = SwiftBackend(own_swift.auth_url, USER, KEY, tmp_path / "secrets.conf")
+    backend = backend_of(own_swift, tmp_path)
     size = chance.choice([64 * KiB, 256 * KiB, MiB])
     mode = chance.choice(["writeback", "writeback", "writethrough"])
     extra = ("-c", "6M", "--cache-mode", mode)

@@ -12,8 +12,8 @@ import pytest
 from tests.e2e.conftest import launcher, new_name
 from tests.soak.campaign import SHAPES, Campaign
 from tests.soak.diary import SECONDS, Diary
-from tests.support.backends import SwiftBackend
-from tests.support.swift_aio import KEY, USER, RealSwift
+from tests.soak.witness import backend_of
+from tests.support.swift_aio import RealSwift
 
 FOUND_SECONDS_MAX = 60.0
 ALWAYS = ("changed_block_is_dropped_now_and_then",)
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(4 * FOUND_SECONDS_MAX)
 def test_planted_bug_is_found(bug: str, own_swift: RealSwift, tmp_path: Path) -> None:
     program = ("-m", "tests.soak.broken_server", bug)
     campaign = Campaign(own_swift, SHAPES[0], new_name(), f"planted {bug}", tmp_path, Diary())
-    backend = SwiftBackend(own_swift.auth_url, USER, KEY, tmp_path / "secrets.conf")
+    backend = backend_of(own_swift, tmp_path)
     with (
         pytest.raises(BaseException) as caught,  # noqa: PT011 - what kind is seen below
         launcher(backend, tmp_path, program=program) as launch,

@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""What lies in Swift, read without any of our code, and without a listing (it may be old)."""
+"""A Swift as the soak uses it, and what lies in it: read without our code, or a listing."""
 
 import http.client
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import local
 from urllib.parse import urlsplit
 
 from tests.support.backends import PART, SwiftBackend
+from tests.support.swift_aio import KEY, USER, RealSwift
 
 _THREADS = 8
 _SECONDS_MAX = 60.0
+
+
+def backend_of(swift: RealSwift, workdir: Path) -> SwiftBackend:
+    """With a settle delay for a machine on which everything may take a second."""
+    backend = SwiftBackend(swift.auth_url, USER, KEY, workdir / "secrets.conf")
+    backend.arguments += ("--settle", "2")
+    return backend
 
 
 def stored_image(backend: SwiftBackend, container: str, objects: int, object_size: int) -> bytes:
