@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Where log lines go. Modules log to ``logging.getLogger(__name__)`` and never look here."""
+"""Where log lines go, and what they look like.
 
+Modules log to ``logging.getLogger(__name__)``. Here they find only how to say what a line is
+about, where the lines are read by machines: `about` for all that a task does, `Subject` for one
+line.
+"""
+
+import json
 import logging
 import re
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
 from logging.handlers import SYSLOG_UDP_PORT, SysLogHandler, WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 from swiftnbd.errors import ConfigError
 
@@ -17,15 +28,72 @@ SYSLOG_SOCKET = "/dev/log"
 # would be one more victim.
 LINES_OF_A_KIND_MAX = 200
 KIND_SECONDS = 60.0
+SLOW_LINES_MAX = 20  # of slow requests: an outage makes many, and each is like the others
+SLOW = {"lines_max": SLOW_LINES_MAX}  # the ``extra`` of their lines
 
 _LINE = "%(asctime)s: swiftnbd: %(levelname)s: %(message)s"
-_SYSLOG_LINE = "swiftnbd[%(process)d]: %(levelname)s: %(message)s"
+_SYSLOG_TAG = "swiftnbd[%(process)d]: "
+_SYSLOG_LINE = _SYSLOG_TAG + "%(levelname)s: %(message)s"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # asyncio reports tasks that failed unseen; without this they would end in /dev/null
 _LOGGERS = ("swiftnbd", "asyncio")
 
 log = logging.getLogger(__name__)
+
+_ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039 - never changed
+
+
+def about(**names: str) -> None:
+    """From now on this task, and every one that it starts, works for these: "export", "client"."""
+    _ABOUT.set({**_ABOUT.get(), **names})
+
+
+class Subject(str):
+    """What a line begins with, and in it what can be named: "export", "client"."""
+
+    names: Mapping[str, str]
+
+    def __new__(cls, text: str, **names: str) -> "Subject":
+        subject = super().__new__(cls, text)
+        subject.names = names
+        return subject
+
+
+class LogFormat(Enum):
+    """How a server's log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, in ASCII: whatever a peer calls itself, it stays a string in it.
+
+    ``time`` (UTC), ``level``, ``logger``, ``message``; ``export`` and ``client`` where they are
+    known; ``traceback`` where something failed that should not.
+    """
+
+    def __init__(self, tag: str = "") -> None:
+        """``tag`` is put before each object, formatted."""
+        super().__init__()
+        self._tag = tag
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        values: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_ABOUT.get(),
+        }
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(argument, Subject):
+                values |= argument.names
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return self._tag % record.__dict__ + json.dumps(values)
 
 
 class OneLine(logging.Formatter):
@@ -62,7 +130,7 @@ class FewOfAKind(logging.Filter):
         self._report(now)
         kind = self._kinds.setdefault((record.pathname, record.lineno), _Kind(now))
         kind.lines += 1
-        if kind.lines <= LINES_OF_A_KIND_MAX:
+        if kind.lines <= getattr(record, "lines_max", LINES_OF_A_KIND_MAX):
             return True
         kind.left_out += 1
         kind.last = record.getMessage()
@@ -88,15 +156,17 @@ class _Plain(OneLine):
         return f"swiftnbd-ctl: {level}{line}"
 
 
-def log_for_server(*, verbose: bool, syslog: bool, log_file: str | None) -> None:
+def log_for_server(
+    *, verbose: bool, syslog: bool, log_file: str | None, style: LogFormat = LogFormat.TEXT
+) -> None:
     """Log to syslog (facility local0), to ``log_file`` or to stderr."""
     handler: logging.Handler
     if syslog:
-        handler = _syslog_handler()
-        handler.setFormatter(OneLine(_SYSLOG_LINE))
+        handler, tag, line = _syslog_handler(), _SYSLOG_TAG, _SYSLOG_LINE
     else:
         handler = _file_handler(log_file) if log_file else logging.StreamHandler()
-        handler.setFormatter(OneLine(_LINE))
+        tag, line = "", _LINE
+    handler.setFormatter(JsonLines(tag) if style is LogFormat.JSON else OneLine(line))
     handler.addFilter(FewOfAKind())
     _install(handler, logging.DEBUG if verbose else logging.INFO)
 

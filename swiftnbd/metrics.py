@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 # From a hit in the cache, some 50 us, to the minute for which a store is tried.
 SECONDS_BOUNDS = (
@@ -63,7 +64,8 @@ class Counters:
     """Of one export. Bytes from and to clients, and from and to the store; requests of clients.
 
     ``reads_now`` and ``writes_now`` were answered at once, in the receive loop; ``requests`` were
-    not, by name of the command. ``timed``: measure the former too, wake-up by wake-up: for each
+    not, by name of the command. One that took ``slow_seconds`` or longer is told of in the log.
+    ``timed``: measure the former too, wake-up by wake-up: for each
     of them the time from when the wake-up began to when all its replies were handed over.
     """
 
@@ -79,6 +81,7 @@ class Counters:
     errors: Counter[str] = field(default_factory=Counter)
     durations: dict[str, Durations] = field(default_factory=dict)
     timed: bool = False
+    slow_seconds: float = inf
     _timed_reads: int = 0  # of those answered at once
     _timed_writes: int = 0
 
@@ -120,9 +123,13 @@ class Seen:
 
 @dataclass(slots=True)
 class StoreTraffic:
-    """Requests to a Swift, of all containers together: by method and status, '' for no answer."""
+    """Requests to a Swift, of all containers together: by method and status, '' for no answer.
+
+    One that took ``slow_seconds`` or longer is told of in the log.
+    """
 
     clock: Callable[[], float] = time.monotonic
+    slow_seconds: float = inf
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     durations: dict[str, Durations] = field(default_factory=dict)  # by method
     retries: int = 0

@@ -16,6 +16,7 @@ from swiftnbd.cli.common import locked_by
 from swiftnbd.cli.exits import Exit, SeveralFailed, exit_code
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.export import Export
+from swiftnbd.log import about
 
 LOADS_AT_ONCE_MAX = 16
 LATE_SECONDS = 10.0  # those that are ready do not wait longer for the others
@@ -89,6 +90,7 @@ class _Loader:
 
     async def load(self, export: Export) -> None:
         """Return when it is ready, or never will be."""
+        about(export=export.name)
         try:
             while not await self._try(export):
                 self._decided(export.name)

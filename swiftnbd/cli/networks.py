@@ -21,6 +21,11 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     return tuple(_parse_rule(word.strip()) for word in text.split(","))
 
 
+def rule_text(rule: Rule) -> str:
+    """A rule as it was written, or means the same."""
+    return next((name for name, named in _NAMES.items() if named == rule), str(rule))
+
+
 def _parse_rule(word: str) -> Rule:
     rule = _NAMES.get(word)
     if rule is not None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,29 +14,27 @@ import click
 
 from swiftnbd.cli import run
 from swiftnbd.cli.activation import take_handed_over
-from swiftnbd.cli.cache import CacheOptions, cache_options, check_folder
-from swiftnbd.cli.exits import EPILOG
+from swiftnbd.cli.cache import CacheOptions, cache_options
+from swiftnbd.cli.dump import dumped
+from swiftnbd.cli.exits import EPILOG, Exit
 from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.cli.outages import OutageOptions, outage_options
+from swiftnbd.cli.plan import Flags, Plan, outages_of
+from swiftnbd.cli.process_options import ProcessOptions, process_options
 from swiftnbd.cli.server_options import (
-    PID_FILE_DEFAULT,
     ExportOptions,
     HandshakeOptions,
     ListenOptions,
     LockOptions,
-    ProcessOptions,
     export_options,
     handshake_options,
     listen_options,
     lock_options,
-    process_options,
 )
 from swiftnbd.cli.tls import TlsOptions, tls_options
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.settings import CacheSettings, OutageSettings
-from swiftnbd.log import log_for_server
-from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig
+from swiftnbd.server.config import ExportConfig, ServerConfig
 from swiftnbd.server.daemon import (
     PidFile,
     fill_standard_streams,
@@ -56,28 +54,6 @@ PROGRAM = "swiftnbd-server"
 log = logging.getLogger(__name__)
 
 Detach = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that was read from flags and files."""
-
-    server: ServerConfig
-    auth: AuthConfig
-    exports: tuple[ExportConfig, ...]
-    pid_file: str | None = None
-    command: str | None = None  # to run meanwhile
-    prints_uris: bool = True
-
-    def cache_of(self, export: ExportConfig) -> CacheSettings:
-        """How one of the exports is cached."""
-        return replace(self.server.cache, **export.cache)
-
-    def is_tls_only(self, name: str) -> bool:
-        """Whether clients need TLS for the export ``name``."""
-        if self.server.tls is not None and self.server.tls.required:
-            return True
-        return any(export.tls_only for export in self.exports if export.name == name)
 
 
 @click.command(
@@ -113,58 +89,27 @@ def server(
     """
     handed_over = take_handed_over(os.environ)
     addresses = listen.addresses(handed_over)
-    connection = take_standard_streams() if listen.single else None
-    log_for_server(verbose=options.verbose, syslog=process.syslog, log_file=process.log_file)
-    auth = options.auth()
-    exports = serving.exports(options.exports(auth, containers))
-    longest = max(outages_of(export, outage.settings).seconds for export in exports)
-    # whoever has started us in such a way waits for us, and standard output is theirs
-    is_captive = bool(listen.single or listen.run or handed_over)
-    plan = Plan(
-        ServerConfig(
-            addresses,
-            connection,
-            cache=caching.settings,
-            handshake_seconds_max=handshake.handshake_timeout,
-            connections_max=serving.max_connections,
-            connections_per_address_max=serving.max_connections_per_address,
-            access=serving.access,
-            export_access={export.name: export.access for export in exports},
-            tls=encryption.config(exports),
-            default_export=serving.default_export,
-            list_exports=not serving.no_list,
-            structured_replies=not handshake.no_sr,
-            mask_handshake=handshake.mask_handshake,
-            pace=locking.pace(options.settle, longest if auth.directory is None else 0.0),
-            takeover=locking.takeover,
-            outages=outage.settings,
-            http=process.http,
-        ),
-        auth,
-        exports,
-        process.pid_file or (None if is_captive else PID_FILE_DEFAULT),
-        listen.run,
-        prints_uris=not is_captive,
+    flags = Flags(
+        *(options, listen, serving, caching, encryption, locking, outage, handshake, process),
+        containers,
     )
-    for folder in {plan.cache_of(export).disk_directory for export in exports}:
-        if folder is not None:
-            check_folder(folder)
-    is_logged_elsewhere = process.syslog or process.log_file is not None
+    is_captive = bool(listen.single or listen.run or handed_over)
+    if process.dump_config:
+        click.echo(dumped(flags.plan(addresses, is_captive=is_captive)))
+        return Exit.DONE
+    connection = take_standard_streams() if listen.single else None
+    process.log(verbose=options.verbose)
+    plan = flags.plan(addresses, connection, is_captive=is_captive)
 
     def work(detach: Detach) -> int:
         try:
             return serve(plan, detach)
         except SwiftnbdError as error:
-            if is_logged_elsewhere:  # else the terminal would show it twice
+            if process.is_logged_elsewhere:  # else the terminal would show it twice
                 log.error("%s", error)
             raise
 
-    return work(lambda: None) if process.foreground or is_captive else run_detached(work)
-
-
-def outages_of(export: ExportConfig, settings: OutageSettings) -> OutageSettings:
-    """How an export meets outages, given how the others do."""
-    return replace(settings, **export.outages)
+    return work(lambda: None) if process.foreground or plan.is_captive else run_detached(work)
 
 
 def serve(plan: Plan, detach: Detach) -> int:
@@ -180,7 +125,7 @@ async def _serve(plan: Plan, detach: Detach) -> int:
     from swiftnbd.server.server import Server
 
     def ready(places: "Sequence[Place]") -> None:
-        if plan.prints_uris:
+        if not plan.is_captive:
             for name in exports.ready:
                 for place in places:
                     click.echo(place.uri(name, encrypted=plan.is_tls_only(name)))
@@ -193,7 +138,7 @@ async def _serve(plan: Plan, detach: Detach) -> int:
         return stores.open(export, seconds=outages_of(export, plan.server.outages).seconds)
 
     async with (
-        Stores(plan.auth) as stores,
+        Stores(plan.auth, slow_seconds=plan.server.slow_seconds) as stores,
         loaded([new_export(plan, config, open_store) for config in plan.exports]) as exports,
     ):
         captive = partial(_captive, plan, tuple(exports.ready)) if plan.command else None
@@ -208,6 +153,7 @@ def new_export(
 ) -> "Export":
     """An export as the flags and its section say, not loaded yet."""
     from swiftnbd.export.export import Export
+    from swiftnbd.metrics import Counters
 
     return Export(
         config.name,
@@ -220,6 +166,7 @@ def new_export(
         takeover=plan.server.takeover,
         outages=outages_of(config, plan.server.outages),
         origin=config.origin(plan.auth),
+        counters=Counters(slow_seconds=plan.server.slow_seconds),
     )
 
 

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The flags that only the server has, group by group, and what they add up to."""
 
-import os
-import re
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,16 +22,10 @@ from swiftnbd.server.config import (
     UnixAddress,
 )
 
-PID_FILE_DEFAULT = os.path.join(tempfile.gettempdir(), "swiftnbd.pid")
-
 _HANDSHAKE_SECONDS_MAX = 3600.0
 _TERM_SECONDS_MIN, _TERM_SECONDS_MAX = 1.0, 24 * 3600.0
 _CONNECTIONS_MAX = 100_000
 _PRIVATE = "-"
-_PORT_MAX = 65535
-_HTTP_ADDRESS = re.compile(
-    r"(?:(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s\[\]:/]*)):)?(?P<port>[0-9]{1,5})"
-)
 
 
 def _bind_addresses(
@@ -77,20 +68,6 @@ def _mask(ctx: click.Context, param: click.Parameter, value: str) -> int:
     if not 0 <= mask <= 0xFFFF:
         raise click.BadParameter(f"{value!r} is no number from 0 to 0xffff", ctx=ctx, param=param)
     return mask
-
-
-def _http_address(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> TcpAddress | None:
-    """A click callback for ``PORT``, ``HOST:PORT`` and ``[IPV6]:PORT``."""
-    if value is None:
-        return None
-    match = _HTTP_ADDRESS.fullmatch(value)
-    if match is None or int(match["port"]) > _PORT_MAX:
-        raise click.BadParameter(
-            f"{value!r} is no PORT, ADDRESS:PORT or [IPV6]:PORT", ctx=ctx, param=param
-        )
-    return TcpAddress(match["v6"] or match["host"] or TcpAddress().host, int(match["port"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,51 +316,5 @@ handshake_options = flag_group(
         callback=_mask,
         default=f"{ServerConfig().mask_handshake:#x}",
         help="Offer only these of the handshake flags, to test how a client does.",
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessOptions:
-    """The process around the server."""
-
-    foreground: bool
-    pid_file: str | None
-    log_file: str | None
-    syslog: bool
-    http: TcpAddress | None
-
-
-_process = flags_of("The process")
-
-process_options = flag_group(
-    "process",
-    ProcessOptions,
-    _process(
-        "-f",
-        "--foreground",
-        is_flag=True,
-        help="Don't detach from the terminal (foreground mode); implied by --single, --run and "
-        "sockets from systemd.",
-    ),
-    _process(
-        "--pid-file",
-        metavar="FILE",
-        help=f"File to store the process id in (default: {PID_FILE_DEFAULT}, none where -f is "
-        "implied).",
-    ),
-    _process(
-        "-l",
-        "--log-file",
-        metavar="FILE",
-        help="Log into this file. Without it and --syslog a detached server logs nowhere.",
-    ),
-    _process("--syslog", is_flag=True, help="Log to the system logger (local0)."),
-    _process(
-        "--http",
-        metavar="[ADDR:]PORT",
-        callback=_http_address,
-        help="Serve metrics for Prometheus, status and a page to look at over HTTP, to everybody "
-        "who can reach that address (default: nowhere; without ADDR on 127.0.0.1).",
     ),
 )

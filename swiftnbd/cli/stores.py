@@ -2,6 +2,7 @@
 """From configuration to open stores. What is heavy is imported when it is needed."""
 
 import logging
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,10 +26,12 @@ class Stores:
     take, retries included (default: the store's own).
     """
 
-    def __init__(self, auth: AuthConfig, *, seconds: float | None = None) -> None:
+    def __init__(
+        self, auth: AuthConfig, *, seconds: float | None = None, slow_seconds: float = inf
+    ) -> None:
         self._auth = auth
         self._seconds = seconds
-        self.traffic = StoreTraffic()  # of all Swift accounts
+        self.traffic = StoreTraffic(slow_seconds=slow_seconds)  # of all Swift accounts
         self._outages: dict[str, Outages] = {}  # by where to log in: one Swift each
         self._accounts: dict[LoginSettings, SwiftAccount] = {}
         self._stores: list[Store] = []

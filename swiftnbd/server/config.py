@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from swiftnbd.store.login import LoginSettings
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
 HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
+SLOW_SECONDS_DEFAULT = 1.0  # what a person notices, and a Swift that is well hardly ever takes
 CONNECTIONS_DEFAULT = 200  # each may take some memory, see docs/SECURITY.md
 CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every place
 
@@ -102,7 +104,8 @@ class ServerConfig:
     ``takeover``: from a holder that gives no sign of life. ``cache`` and ``outages`` go for each
     export that does not say otherwise.
 
-    ``http`` is where to serve metrics and the page, None: nowhere.
+    ``http`` is where to serve metrics and the page, None: nowhere. Requests that take
+    ``slow_seconds`` are logged, those of clients and those to a Swift.
 
     ``default_export`` is what the empty name means; None: the only export, if there is but one.
     ``structured_replies`` and ``mask_handshake`` (what is left of the handshake flags) take from
@@ -126,3 +129,4 @@ class ServerConfig:
     structured_replies: bool = True
     mask_handshake: int = 0xFFFF
     http: TcpAddress | None = None
+    slow_seconds: float = inf

@@ -5,11 +5,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.device import EXTENTS_MAX, Device
+from swiftnbd.log import SLOW
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import BlockState, Command, CommandFlag, Error
 from swiftnbd.protocol.contexts import ALLOCATION, CONTEXT_IDS
@@ -63,6 +65,8 @@ class AtWork:
         self._counters = counters
         self._peer = peer
         self._worked = worked
+        # requests come with the transport's context, which knows nothing of client and export
+        self._context = copy_context()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -78,7 +82,8 @@ class AtWork:
     def begin(self, request: Request, payload: Buffer) -> None:
         """Carry out a checked request that has taken its bytes."""
         self.unbegun.append(request)
-        task = asyncio.get_running_loop().create_task(self._serve(request, payload))
+        work = self._serve(request, payload)
+        task = asyncio.get_running_loop().create_task(work, context=self._context)
         self._tasks.add(task)
         task.add_done_callback(partial(self._done, request))
 
@@ -113,9 +118,11 @@ class AtWork:
             self._failed(request)
             reply = self._replies.failure(request, Error.EIO, failure_text(request, Error.EIO))
         self._outbox.add(reply, bytes_held(request))
-        name = Command(request.command).name
+        name, seconds = Command(request.command).name, perf_counter() - begin
         self._counters.requests[name] += 1
-        self._counters.took(name, perf_counter() - begin)
+        self._counters.took(name, seconds)
+        if seconds >= self._counters.slow_seconds:
+            log.info("%s: slow: %s took %.2f s", self._peer, described, seconds, extra=SLOW)
 
     def _failed(self, request: Request) -> None:
         self._counters.errors[Command(request.command).name] += 1

@@ -20,6 +20,7 @@ from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
 from swiftnbd.export.device import Device
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.settings import CacheSettings
+from swiftnbd.log import Subject, about
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.server.access import Origin
 from swiftnbd.server.admission import Admission
@@ -284,6 +285,7 @@ class Server:
     async def _serve(self, transport: asyncio.Transport, negotiation: Negotiation) -> None:
         """Look after a connection until its socket is closed: till then it counts."""
         client = negotiation.client
+        about(client=str(client))
         try:
             outcome = await self._negotiate(negotiation)
             while isinstance(outcome, Upgraded):
@@ -318,7 +320,7 @@ class Server:
             agreed.shape,
             self._budget,
             export.counters,
-            f"{client} {export.name}",
+            Subject(f"{client} {export.name}", export=export.name, client=str(client)),
             is_shared=lambda: export.connections > 1,
             check_lock=export.check_lock,
         )
@@ -339,6 +341,7 @@ class Server:
         A client that lost its connection sends again on a new one what was not answered, and
         goes on. The old request landing after that would undo newer, acknowledged writes.
         """
+        about(export=export.name, client=str(client))  # a certificate may have told who it is
         leaving = [
             transmission
             for transmission, session in self._transmissions.items()
@@ -367,6 +370,7 @@ def memory_bytes_max(config: ServerConfig, caches: Iterable[CacheSettings]) -> i
 
 
 async def _let_go(export: Export) -> None:
+    about(export=export.name)
     try:
         await export.shut_down()
     except SwiftnbdError as error:

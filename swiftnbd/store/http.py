@@ -28,6 +28,7 @@ from yarl import URL
 
 import swiftnbd
 from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
+from swiftnbd.log import SLOW
 from swiftnbd.metrics import Seen, StoreTraffic
 from swiftnbd.store.base import Buffer
 from swiftnbd.store.login import TlsSettings
@@ -125,9 +126,16 @@ class Http:
                     log.debug("%s: %s: %s", what, proxy.address, _reason(error))
                     continue
                 took = time.monotonic() - begin
+                self._tell_slow(what, "no answer", begin)
                 raise StoreUnavailable(f"{what}: {_reason(error)} after {took:.1f} s") from error
             log.debug("%s: %d in %.0f ms", what, answer.status, (time.monotonic() - begin) * 1000)
+            self._tell_slow(what, answer.status, begin)
             return answer
+
+    def _tell_slow(self, what: str, outcome: int | str, begin: float) -> None:
+        took = time.monotonic() - begin
+        if took >= self._traffic.slow_seconds:
+            log.info("slow: %s: %s after %.2f s", what, outcome, took, extra=SLOW)
 
     async def _ask(self, proxies: Proxies, proxy: Proxy, exchange: "_Exchange") -> Answer:
         """Send a request to one address."""

@@ -2,6 +2,7 @@
 """What a login needs to know, as values; `swiftnbd.store.auth` logs in with them."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ class TlsSettings:
             raise ConfigError(f"cannot read {files}: {error.strerror}") from None
 
 
+HIDDEN = "(hidden)"
+
 # of keystoneauth1's options; all others may be secrets
 _OF_ACCOUNT = {
     *("auth_url", "username", "user_id", "user_domain_name", "user_domain_id"),
@@ -68,6 +71,15 @@ _OF_ACCOUNT = {
     *("project_domain_name", "project_domain_id"),
     *("application_credential_id", "application_credential_name"),
 }
+
+
+def without_secrets(url: str) -> str:
+    """A URL, or a name, without what it may say of a password: before an @, behind a ?."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,14 @@ class LoginSettings:
     def option(self, name: str) -> str:
         """An option's value, '' if it was not given."""
         return dict(self.options).get(name, "")
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The options by name, for people: of what may be a secret only that it is there."""
+        return {
+            name: without_secrets(value) if name in _OF_ACCOUNT else HIDDEN
+            for name, value in self.options
+        }
 
     @property
     def account(self) -> str:

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -23,6 +24,7 @@ from swiftnbd.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from swiftnbd.metrics import StoreTraffic
 from swiftnbd.store.auth import Login
 from swiftnbd.store.base import Blob, Place
 from swiftnbd.store.http import Timeouts, _read_whole
@@ -499,6 +501,26 @@ async def test_a_closed_account_says_so(fake: FakeSwift, store: SwiftStore) -> N
     await store._account.close()
     with pytest.raises(StoreError, match="closed"):
         await store.head(NAME)
+
+
+async def test_slow_requests_are_logged_with_object_and_time(
+    fake: FakeSwift, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fake.objects[NAME] = DATA
+    account = SwiftAccount(fake, Timeouts(5, 0.3), traffic=StoreTraffic(slow_seconds=0.3))
+    store = SwiftStore(account, "c")
+    await store.put("quick", DATA)
+    fake.script(Reply(no_head=True, then="hang"), path=f"/c/{NAME}")
+    with pytest.raises(StoreUnavailable):
+        await store.get(NAME)
+    account.traffic.slow_seconds = 0.0
+    await store.get(NAME)
+    await account.close()
+    lines = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
+    hung, answered = lines
+    assert re.fullmatch(rf"slow: .*: GET {NAME}: no answer after 0\.\d\d s", hung)
+    assert re.fullmatch(rf"slow: .*: GET {NAME}: 200 after 0\.\d\d s", answered)
 
 
 async def test_no_secret_is_logged_or_said(

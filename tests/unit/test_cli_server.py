@@ -5,8 +5,9 @@ import pytest
 
 from swiftnbd.cli.exits import SeveralFailed, exit_code
 from swiftnbd.cli.loading import loaded
+from swiftnbd.cli.plan import Plan
 from swiftnbd.cli.run import run
-from swiftnbd.cli.server import Plan, new_export, server
+from swiftnbd.cli.server import new_export, server
 from swiftnbd.errors import AccessRefused, StoreUnavailable
 from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.settings import CacheSettings

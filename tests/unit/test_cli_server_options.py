@@ -9,6 +9,7 @@ import click
 import pytest
 
 from swiftnbd.cli.flags import GroupedOption
+from swiftnbd.cli.process_options import process_options
 from swiftnbd.cli.run import run
 from swiftnbd.cli.server import server
 from swiftnbd.cli.server_options import (
@@ -18,7 +19,6 @@ from swiftnbd.cli.server_options import (
     export_options,
     handshake_options,
     listen_options,
-    process_options,
 )
 from swiftnbd.errors import ConfigError
 from swiftnbd.server.access import Access

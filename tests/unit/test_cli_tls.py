@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
+from swiftnbd.cli.plan import Plan
 from swiftnbd.cli.run import run
-from swiftnbd.cli.server import Plan
 from swiftnbd.cli.tls import TlsOptions, tls_options
 from swiftnbd.errors import ConfigError
 from swiftnbd.server.config import AuthConfig, ExportConfig, ServerConfig, TlsConfig

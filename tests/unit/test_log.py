@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+import contextvars
+import json
 import logging
 import re
 import socket
@@ -79,6 +81,78 @@ def test_syslog_without_its_socket_goes_over_udp(
     assert isinstance(handler, logging.handlers.SysLogHandler)
     assert handler.address == ("127.0.0.1", 514)
     _close_handlers()
+
+
+def json_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.expects_log("boom")
+def test_json_line_is_an_object_with_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    log.log_for_server(verbose=False, syslog=False, log_file=None, style=log.LogFormat.JSON)
+    context = contextvars.copy_context()
+    context.run(log.about, export="disk", client="of the task")
+    context.run(logger.info, "%s: said %d", log.Subject("c disk", client="of the line"), 7)
+    logger.info("of nobody")
+    try:
+        raise ValueError("x")
+    except ValueError:
+        logger.exception("boom")
+    said, plain, failed = json_lines(capsys)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", said.pop("time"))
+    assert said == {
+        "level": "INFO",
+        "logger": "swiftnbd.some.module",
+        "message": "c disk: said 7",
+        "export": "disk",
+        "client": "of the line",
+    }
+    assert set(plain) == {"time", "level", "logger", "message"}
+    assert failed["level"] == "ERROR"
+    assert failed["traceback"].startswith("Traceback (most recent call last):\n")
+
+
+@pytest.mark.parametrize("name", ['"}\n{"level": "ERROR', "a\u2028b\x85c\x00\x1b[0m", "\udcff"])
+def test_hostile_name_stays_a_string_of_one_json_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.log_for_server(verbose=False, syslog=False, log_file=None, style=log.LogFormat.JSON)
+    logger.info("%s: refused", log.Subject(name, export=name))
+    text = capsys.readouterr().err
+    assert text.isascii()
+    assert text.count("\n") == 1
+    assert text[:-1].isprintable()
+    line = json.loads(text)
+    assert (line["message"], line["export"]) == (f"{name}: refused", name)
+
+
+def test_json_goes_to_syslog_behind_its_tag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "log")
+    monkeypatch.setattr(log, "SYSLOG_SOCKET", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(path)
+        log.log_for_server(verbose=False, syslog=True, log_file=None, style=log.LogFormat.JSON)
+        logger.info("100%% %s", "sure\n")
+        received = syslog.recv(1000)
+    match = re.fullmatch(rb"<134>swiftnbd\[\d+\]: (\{.*\})\x00", received)
+    assert match
+    assert json.loads(match[1])["message"] == "100% sure\n"
+    _close_handlers()
+
+
+@pytest.mark.expects_log("more lines were left out")
+def test_slow_requests_have_a_limit_of_their_own(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    log.log_for_server(verbose=False, syslog=False, log_file=None)
+    for number in range(5):
+        logger.info("slow: %d", number, extra={"lines_max": 2})
+    assert _messages(capsys) == ["INFO: slow: 0", "INFO: slow: 1"]
+    clock.append(clock[-1] + log.KIND_SECONDS)
+    _flood(1)
+    assert "3 more lines were left out that are like this: slow: 4" in _messages(capsys)[0]
 
 
 @pytest.mark.expects_log("careful")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""From the server's flags, and the files that they name, to all that it is to do."""
+
+from dataclasses import dataclass, replace
+
+from swiftnbd.cli.cache import CacheOptions, check_folder
+from swiftnbd.cli.options import SharedOptions
+from swiftnbd.cli.outages import OutageOptions
+from swiftnbd.cli.process_options import PID_FILE_DEFAULT, ProcessOptions
+from swiftnbd.cli.server_options import ExportOptions, HandshakeOptions, ListenOptions, LockOptions
+from swiftnbd.cli.tls import TlsOptions
+from swiftnbd.export.settings import CacheSettings, OutageSettings
+from swiftnbd.server.config import (
+    AuthConfig,
+    Connection,
+    ExportConfig,
+    ListenAddress,
+    ServerConfig,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that was read from flags and files."""
+
+    server: ServerConfig
+    auth: AuthConfig
+    exports: tuple[ExportConfig, ...]
+    pid_file: str | None = None
+    command: str | None = None  # to run meanwhile
+    is_captive: bool = False  # whoever has started it in such a way waits for it
+
+    def cache_of(self, export: ExportConfig) -> CacheSettings:
+        """How one of the exports is cached."""
+        return replace(self.server.cache, **export.cache)
+
+    def is_tls_only(self, name: str) -> bool:
+        """Whether clients need TLS for the export ``name``."""
+        if self.server.tls is not None and self.server.tls.required:
+            return True
+        return any(export.tls_only for export in self.exports if export.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The command line."""
+
+    options: SharedOptions
+    listen: ListenOptions
+    serving: ExportOptions
+    caching: CacheOptions
+    encryption: TlsOptions
+    locking: LockOptions
+    outage: OutageOptions
+    handshake: HandshakeOptions
+    process: ProcessOptions
+    containers: tuple[str, ...]
+
+    def plan(
+        self,
+        addresses: tuple[ListenAddress, ...],
+        connection: Connection | None = None,
+        *,
+        is_captive: bool = False,
+    ) -> Plan:
+        """What they say together with the files and the environment, as these are now.
+
+        Raises ConfigError and ContainerMissing.
+        """
+        auth = self.options.auth()
+        exports = self.serving.exports(self.options.exports(auth, self.containers))
+        longest = max(outages_of(export, self.outage.settings).seconds for export in exports)
+        plan = Plan(
+            ServerConfig(
+                addresses,
+                connection,
+                cache=self.caching.settings,
+                handshake_seconds_max=self.handshake.handshake_timeout,
+                connections_max=self.serving.max_connections,
+                connections_per_address_max=self.serving.max_connections_per_address,
+                access=self.serving.access,
+                export_access={export.name: export.access for export in exports},
+                tls=self.encryption.config(exports),
+                default_export=self.serving.default_export,
+                list_exports=not self.serving.no_list,
+                structured_replies=not self.handshake.no_sr,
+                mask_handshake=self.handshake.mask_handshake,
+                pace=self.locking.pace(
+                    self.options.settle, longest if auth.directory is None else 0.0
+                ),
+                takeover=self.locking.takeover,
+                outages=self.outage.settings,
+                http=self.process.http,
+                slow_seconds=self.process.slow,
+            ),
+            auth,
+            exports,
+            self.process.pid_file or (None if is_captive else PID_FILE_DEFAULT),
+            self.listen.run,
+            is_captive=is_captive,
+        )
+        for folder in {plan.cache_of(export).disk_directory for export in exports}:
+            if folder is not None:
+                check_folder(folder)
+        return plan
+
+
+def outages_of(export: ExportConfig, settings: OutageSettings) -> OutageSettings:
+    """How an export meets outages, given how the others do."""
+    return replace(settings, **export.outages)
