@@ -109,6 +109,11 @@ class DiskObjects:
         """Whether there is proof that it does not exist, and so reads as zeros."""
         return self.presence.get(index) is State.ABSENT
 
+    def holds_any(self) -> bool:
+        """Whether any object is known to exist."""
+        runs = self.presence.runs(0, self.presence.objects)
+        return any(state is State.PRESENT for _, state in runs)
+
     async def get(self, index: int, start: int, end: int, *, urgent: bool) -> bytes | None:
         """Bytes ``[start, end)`` of one object, or None if it does not exist."""
         found = await self.local.find(index, start, end) if self.local is not None else None
