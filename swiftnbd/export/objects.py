@@ -180,7 +180,13 @@ class DiskObjects:
         newest = not self._etags.knows(index)
         while True:
             with self._looking(index) as look:
-                found = await ask(newest)
+                try:
+                    found = await ask(newest)
+                except CorruptObject:
+                    # It exists. Swift sets it aside and says 404 from now on: that is no zeros.
+                    if look.counts:
+                        self.presence.set(index, State.PRESENT)
+                    raise
             if self._fits(index, found):
                 if look.counts:
                     self._learn(index, None if found is None else found.etag)
