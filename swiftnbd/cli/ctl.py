@@ -8,6 +8,7 @@ import click
 from swiftnbd.cli import run
 from swiftnbd.cli.common import PROGRAM
 from swiftnbd.cli.ctl_bench import bench_command
+from swiftnbd.cli.ctl_check import check_command
 from swiftnbd.cli.ctl_check_auth import check_auth_command
 from swiftnbd.cli.ctl_copy import copy_command
 from swiftnbd.cli.ctl_delete import delete_command
@@ -41,6 +42,7 @@ from swiftnbd.log import log_for_ctl
         download_command,
         copy_command,
         trim_command,
+        check_command,
         delete_command,
         bench_command,
     ],
@@ -48,7 +50,7 @@ from swiftnbd.log import log_for_ctl
 @shared_options
 @click.pass_context
 def ctl(context: click.Context, /, options: SharedOptions) -> None:
-    """Set up, lock, copy and delete the containers that swiftnbd-server exports."""
+    """Set up, lock, copy, check and delete the containers that swiftnbd-server exports."""
     log_for_ctl(verbose=options.verbose)
     context.obj = options
 
