@@ -84,16 +84,12 @@ class Check:
         """Look at every object that is listed or known to exist."""
         size = self._geometry.object_size
         in_flight = IN_FLIGHT_MAX if self._fast else objects_in_flight(size)
-        at, after = 0, ""
+        after = ""
         while page := await self._store.listing(after=after):
             await for_each(self._of_disk(page), self._check, in_flight=in_flight)
             after = page[-1].name
-            index = object_index(after)
-            if index is not None and at < index < self._geometry.objects:
-                self._advance((index - at) * size)
-                at = index
         await for_each(self._unlisted(), self._check, in_flight=in_flight)
-        self._advance((self._geometry.objects - at) * size)
+        self._advance((self._geometry.objects - self._found.checked) * size)
 
     def _of_disk(self, page: list[Listed]) -> Iterator[int]:
         """The disk's objects of a page; what is none is noted."""
@@ -131,6 +127,7 @@ class Check:
         else:
             self._judge(index, size)
         self._found.checked += 1
+        self._advance(self._geometry.object_size)
 
     async def _head(self, index: int) -> int | None:
         info = await self._store.head(object_name(index), newest=True)

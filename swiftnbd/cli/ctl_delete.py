@@ -92,22 +92,28 @@ async def delete(
 
     begin = time.monotonic()
     info = await read_container(store, name)
-    deleted = 0
+    deleted, transfer_seconds = 0, 0.0
     if not is_deleted(info.metadata):
         read_disk(info, name)
         shown = partial(progress, f"Deleting {name}", quiet=quiet, tell=tell, unit="objects")
-        deleted = await _empty(store, info, name, pace, shown)
+        deleted, transfer_seconds = await _empty(store, info, name, pace, shown)
     elif await holds_foreign(store):
         raise ExportUnusable(f"{name} is no disk any more, and holds objects that never were one's")
     await _delete_container(store, name, retry_seconds)
-    seconds = round(time.monotonic() - begin, 3)
-    return {"container": name, "objects_deleted": deleted, "seconds": seconds}
+    return {
+        "container": name,
+        "objects_deleted": deleted,
+        "transfer_seconds": round(transfer_seconds, 3),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
 
 
 async def _empty(
     store: Store, info: ContainerInfo, name: str, pace: "Pace | None", shown: Shown
-) -> int:
+) -> tuple[int, float]:
     """Delete all objects, holding the lock, and then say in the metadata that nothing is left.
+
+    How many there were, and the seconds it took.
 
     From then on nobody can take it for a disk, so it needs no lock; and whoever deletes it again,
     because we were killed, knows what it is.
@@ -119,17 +125,19 @@ async def _empty(
     await acquire(lock, name)
     try:
         log.debug("deleting %s", name)
+        begin = time.monotonic()
         # Counted by the store, perhaps a moment ago; a folder would have to look at each.
         with shown(info.objects or 0) as advance:
             async with kept(lock, name) as leased:
                 deleted = await _delete_objects(leased, lock.epoch_name, advance)
+                seconds = time.monotonic() - begin
                 await leased.set_metadata(deleted_metadata())
     except BaseException:
         await release_after_failure(lock, name)
         raise
     store.set_canary(None)
     await store.delete(lock.epoch_name)
-    return deleted
+    return deleted, seconds
 
 
 async def _delete_objects(store: Store, kept: str, advance: Advance) -> int:

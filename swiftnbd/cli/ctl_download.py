@@ -15,8 +15,7 @@ from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.image import STDOUT, Image, ImageFile, open_image
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
-from swiftnbd.cli.sizes import format_size
-from swiftnbd.cli.summary import Summary, json_option, quiet_option, rate, report
+from swiftnbd.cli.summary import Summary, json_option, quiet_option, report, transferred
 from swiftnbd.errors import ConfigError
 from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Buffer, Store
@@ -149,7 +148,6 @@ def _write_to_stdout(data: Buffer) -> None:
 
 def _sentence(summary: Summary) -> str:
     fetched, seconds = int(summary["bytes_fetched"]), float(summary["transfer_seconds"])
-    parts = [f"{format_size(fetched)} fetched{rate(fetched, seconds)}"]
-    if already := summary["objects_already_there"]:
-        parts.append(f"{already} objects were there already")
-    return f"Done, {summary['bytes']} bytes written: {', '.join(parts)}"
+    already = int(summary["objects_already_there"])
+    done = transferred(fetched, seconds, "fetched", already)
+    return f"Done, {summary['bytes']} bytes written: {done}"

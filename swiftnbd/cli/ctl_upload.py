@@ -21,8 +21,8 @@ from swiftnbd.cli.common import (
 from swiftnbd.cli.ctl_setup import SetupRequest, geometry_for, setup
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
-from swiftnbd.cli.sizes import format_size, size_option
-from swiftnbd.cli.summary import Summary, json_option, quiet_option, rate, report
+from swiftnbd.cli.sizes import size_option
+from swiftnbd.cli.summary import Summary, json_option, quiet_option, report, transferred
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import META_PREFIX, OBJECT_SIZE_DEFAULT, PART_PREFIX, DiskInfo
 from swiftnbd.export.pace import Pace
@@ -213,8 +213,7 @@ async def _set_image_size(store: Store, disk: DiskInfo, size: int) -> None:
 
 def _sentence(summary: Summary) -> str:
     sent, seconds = int(summary["bytes_sent"]), float(summary["transfer_seconds"])
-    parts = [f"{format_size(sent)} sent{rate(sent, seconds)}"]
-    if already := summary["objects_already_there"]:
-        parts.append(f"{already} objects were there already")
+    already = int(summary["objects_already_there"])
+    done = transferred(sent, seconds, "sent", already)
     what = f"{summary['container']} holds {summary['image']}"
-    return f"Done, {what} ({summary['bytes']} bytes): {', '.join(parts)}"
+    return f"Done, {what} ({summary['bytes']} bytes): {done}"

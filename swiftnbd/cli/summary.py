@@ -24,8 +24,9 @@ def report(summary: Summary, sentence: str, *, as_json: bool, tell: Tell) -> Non
         tell(sentence)
 
 
-def rate(size: int, seconds: float) -> str:
-    """`` in 12.3 s, 83.2 MiB/s``; nothing if that would say nothing."""
-    if not size or seconds < 0.05:
-        return ""
-    return f" in {seconds:.1f} s, {format_size(round(size / seconds))}/s"
+def transferred(size: int, seconds: float, verb: str, already: int) -> str:
+    """``1.5 GiB sent in 12.3 s, 125.1 MiB/s``, or how many objects were there already."""
+    text = f"{format_size(size)} {verb} in {seconds:.1f} s"
+    if already:
+        return f"{text}, {already} objects were there already"
+    return f"{text}, {format_size(round(size / seconds))}/s" if size and seconds > 0.05 else text
