@@ -47,8 +47,8 @@ def download_command(
     if image == STDOUT:
         if as_json:
             raise click.UsageError("--json and an image on standard output do not go together")
-        if sys.stdout.isatty():
-            raise ConfigError("standard output is a terminal: redirect it, or name a file")
+        if sys.stdout is None or sys.stdout.isatty():
+            raise ConfigError("standard output is no file and no pipe: redirect it, or name a file")
         summary = on_container(
             options, container, partial(put_out, **how), seconds=TRANSFER_SECONDS_MAX
         )

@@ -161,6 +161,7 @@ async def _upload_held(
     )
 
     store, lock = holding.store, holding.lock
+    _check_size(source, holding.disk, name)  # it may be another since we looked
     objects = await recalled(store, holding.disk.geometry, lock.predecessor.binding)
     await _check_overwrite(holding, objects, name, request, tell)
     holding.changed = True
@@ -176,7 +177,6 @@ async def _upload_held(
         tell(f"{name} is incomplete; the same command goes on where this one stopped")
         raise
     seconds = time.monotonic() - begin
-    _check_size(source, holding.disk, name)
     await _set_image_size(store, holding.disk, source.size)
     await objects.remember(lock.tenure.binding)
     await store.delete(RECORD)

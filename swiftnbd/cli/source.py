@@ -45,7 +45,7 @@ class Source:
     def __enter__(self) -> Self:
         with self._failing():
             if self._image == STDIN:
-                self._descriptor = os.dup(sys.stdin.fileno())
+                self._descriptor = self._open_stdin()
             else:
                 self._descriptor = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -83,6 +83,11 @@ class Source:
                 raise SwiftnbdError(
                     f"{self.name} was changed while it was read: upload it again once it is at rest"
                 )
+
+    def _open_stdin(self) -> int:
+        if sys.stdin is None:  # a program may be started without
+            raise ConfigError("there is no standard input: give the image's name")
+        return os.dup(sys.stdin.fileno())
 
     def _look(self) -> None:
         found = os.fstat(self._descriptor)
