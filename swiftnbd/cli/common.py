@@ -58,9 +58,7 @@ def on_container(
 
     ``seconds`` is how long one operation may take, retries included.
     """
-    return on_containers(
-        options, (container,), lambda stores: action(stores[0]), seconds=seconds
-    )
+    return on_containers(options, (container,), lambda stores: action(stores[0]), seconds=seconds)
 
 
 def on_containers(

@@ -2,6 +2,8 @@
 import asyncio
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from swiftnbd.cli import common
 from swiftnbd.cli.ctl_download import download, put_out
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
-from swiftnbd.cli.image import ImageFile
+from swiftnbd.cli.image import ImageFile, open_image
 from swiftnbd.cli.summary import Summary
 from swiftnbd.errors import CorruptObject, Locked, StoreUnavailable, SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
@@ -323,3 +325,50 @@ async def test_stream_is_the_image_and_any_data_behind_it(
     await put_out(disk, name=NAME, quiet=True, tell=told)
     out = capfdbinary.readouterr().out
     assert out == data[: max(length, behind + 1 if behind else 0)]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    """A block device of the disk's size, full of something."""
+    file = tmp_path / "device"
+    file.write_bytes(b"?" * 8 * OBJECT_SIZE)
+    try:
+        done = subprocess.run(
+            ["losetup", "-f", "--show", str(file)], capture_output=True, text=True, timeout=30
+        )
+    except FileNotFoundError:
+        pytest.skip("losetup is not installed")
+    if done.returncode:
+        pytest.skip(f"no loop device here: {done.stderr}")
+    yield Path(done.stdout.strip())
+    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True, timeout=30)
+
+
+async def test_device_is_written_by_force_and_only_where_it_differs(
+    disk: Store, told: Told, device: Path
+) -> None:
+    data = random_disk()
+    await fill(disk, data)
+    with (
+        pytest.raises(SwiftnbdError, match="is a block device; to write over it, use --force"),
+        open_image(str(device), force=False, container=NAME),
+    ):
+        pass
+    for there in (0, 4):
+        with open_image(str(device), force=True, container=NAME) as file:
+            summary = await download(disk, name=NAME, file=file, quiet=True, tell=told)
+        assert content(device) == data
+        assert summary["objects_already_there"] == there
+
+
+async def test_device_that_is_too_small_is_left_alone(
+    store: Store, told: Told, device: Path
+) -> None:
+    request = SetupRequest(Geometry(9, OBJECT_SIZE))
+    await setup(store, name=NAME, request=request, tell=told)
+    with (
+        pytest.raises(SwiftnbdError, match="has 32768 bytes, too few for 36864"),
+        open_image(str(device), force=True, container=NAME) as file,
+    ):
+        await download(store, name=NAME, file=file, quiet=True, tell=told)
+    assert content(device) == b"?" * 8 * OBJECT_SIZE
