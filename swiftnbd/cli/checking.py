@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from swiftnbd.cli.common import IN_FLIGHT_MAX, objects_in_flight
 from swiftnbd.cli.parallel import for_each
-from swiftnbd.cli.uploading import RECORD
+from swiftnbd.cli.unfinished import COPY, UPLOAD
 from swiftnbd.errors import CorruptObject, StoreError
 from swiftnbd.export.epoch import LEGACY_CANARY, epoch_number
 from swiftnbd.export.layout import OWN_PREFIX, Geometry, object_index, object_name
@@ -165,4 +165,4 @@ class Check:
 def _is_ours(name: str) -> bool:
     if not name.startswith(OWN_PREFIX):
         return False
-    return bool(epoch_number(name)) or name in (PRESENCE, RECORD, LEGACY_CANARY)
+    return bool(epoch_number(name)) or name in (PRESENCE, COPY, UPLOAD, LEGACY_CANARY)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl check``: whether a disk is whole, and what is wrong with it."""
 
-import json
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,11 @@ from swiftnbd.cli.common import (
     read_container,
     tell,
 )
+from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
-from swiftnbd.cli.summary import quiet_option
+from swiftnbd.cli.report import json_option, print_json, quiet_option
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.layout import META_PREFIX, Geometry, is_set_up, object_name, parse_metadata
 from swiftnbd.store.base import ContainerInfo, Store
@@ -35,9 +35,9 @@ _KEYS = {
 
 
 @click.command("check")
-@click.argument("container")
+@container_argument()
 @click.option("--fast", is_flag=True, help="Look at sizes only, do not read what is stored.")
-@click.option("--json", "as_json", is_flag=True, help="Put out what was found in JSON.")
+@json_option
 @quiet_option
 @click.pass_obj
 def check_command(
@@ -52,7 +52,7 @@ def check_command(
     action = partial(check, name=container, fast=fast, quiet=quiet, tell=tell)
     result = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
     else:
         _print(result)
         tell(_sentence(result))
@@ -102,12 +102,14 @@ async def _presence(
     store: Store, geometry: Geometry, tenure: "Tenure | None", found: "Found"
 ) -> "Any":
     """The map of what exists; None while somebody is at work."""
-    from swiftnbd.cli.uploading import is_upload_unfinished, recalled
+    from swiftnbd.cli.unfinished import COPY, UPLOAD, is_unfinished
+    from swiftnbd.cli.uploading import recalled
 
     if tenure is None:
         return None
-    if await is_upload_unfinished(store):
-        found.problems.append("an upload did not come to its end: a part of the disk is missing")
+    for record, what in ((UPLOAD, "an upload"), (COPY, "a copy")):
+        if await is_unfinished(store, record):
+            found.problems.append(f"{what} did not come to its end: a part of the disk is missing")
     return (await recalled(store, geometry, tenure.binding)).presence
 
 

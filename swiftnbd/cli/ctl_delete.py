@@ -27,8 +27,9 @@ from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
+from swiftnbd.cli.report import json_option, quiet_option
 from swiftnbd.cli.sizes import format_size
-from swiftnbd.cli.summary import Summary, json_option, quiet_option, report
+from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import ContainerNotEmpty, ExportUnusable, SwiftnbdError
 from swiftnbd.export.layout import deleted_metadata, is_deleted
 from swiftnbd.store.base import ContainerInfo, Store, list_all

@@ -15,7 +15,8 @@ from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.image import STDOUT, Image, ImageFile, open_image
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
-from swiftnbd.cli.summary import Summary, json_option, quiet_option, report, transferred
+from swiftnbd.cli.report import json_option, quiet_option
+from swiftnbd.cli.summary import Summary, report, transferred
 from swiftnbd.errors import ConfigError
 from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Buffer, Store
@@ -127,10 +128,12 @@ async def put_out(
 
 async def _presence(holding: Held, name: str, tell: Tell) -> "Presence":
     """Which objects need not be asked for, if that is known."""
-    from swiftnbd.cli.uploading import is_upload_unfinished, recalled
+    from swiftnbd.cli.unfinished import COPY, UPLOAD, is_unfinished
+    from swiftnbd.cli.uploading import recalled
 
-    if await is_upload_unfinished(holding.store):
-        tell(f"WARNING: an upload into {name} did not come to its end: a part of it is missing")
+    for record, what in ((UPLOAD, "an upload"), (COPY, "a copy")):
+        if await is_unfinished(holding.store, record):
+            tell(f"WARNING: {what} into {name} did not come to its end: a part of it is missing")
     binding = holding.lock.predecessor.binding
     return (await recalled(holding.store, holding.disk.geometry, binding)).presence
 

@@ -18,11 +18,13 @@ from swiftnbd.cli.common import (
     read_disk,
     tell,
 )
+from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.ctl_setup import SetupRequest, geometry_for, setup
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
+from swiftnbd.cli.report import json_option, quiet_option
 from swiftnbd.cli.sizes import size_option
-from swiftnbd.cli.summary import Summary, json_option, quiet_option, report, transferred
+from swiftnbd.cli.summary import Summary, report, transferred
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import META_PREFIX, OBJECT_SIZE_DEFAULT, PART_PREFIX, DiskInfo
 from swiftnbd.export.pace import Pace
@@ -48,7 +50,7 @@ class UploadRequest:
 
 @click.command("upload")
 @click.argument("image", type=click.Path())
-@click.argument("container")
+@container_argument()
 @click.option("--setup", "with_setup", is_flag=True, help="Set the container up first, if need be.")
 @click.option(
     "--size",
@@ -152,20 +154,15 @@ def _check_size(source: "Source", disk: DiskInfo, name: str) -> None:
 async def _upload_held(
     holding: Held, name: str, source: "Source", request: UploadRequest, tell: Tell
 ) -> "tuple[Tally, float]":
-    from swiftnbd.cli.uploading import (
-        RECORD,
-        Upload,
-        recalled,
-        record_upload,
-        try_to_remember,
-    )
+    from swiftnbd.cli.unfinished import UPLOAD, finish_record, start_record
+    from swiftnbd.cli.uploading import Upload, recalled, try_to_remember
 
     store, lock = holding.store, holding.lock
     _check_size(source, holding.disk, name)  # it may be another since we looked
     objects = await recalled(store, holding.disk.geometry, lock.predecessor.binding)
     await _check_overwrite(holding, objects, name, request, tell)
     holding.changed = True
-    await record_upload(store, lock.tenure, source.name)
+    await start_record(store, UPLOAD, lock, source.name)
     begin = time.monotonic()
     total = holding.disk.geometry.size
     try:
@@ -179,7 +176,7 @@ async def _upload_held(
     seconds = time.monotonic() - begin
     await _set_image_size(store, holding.disk, source.size)
     await objects.remember(lock.tenure.binding)
-    await store.delete(RECORD)
+    await finish_record(store, UPLOAD)
     return upload.tally, seconds
 
 
@@ -187,17 +184,17 @@ async def _check_overwrite(
     holding: Held, objects: "DiskObjects", name: str, request: UploadRequest, tell: Tell
 ) -> None:
     """Refuse to write over somebody's data, unless told to."""
-    from swiftnbd.cli.uploading import is_upload_unfinished
+    from swiftnbd.cli.unfinished import UPLOAD, is_unfinished
 
     store = holding.store
-    if await is_upload_unfinished(store, holding.lock.predecessor):
+    if await is_unfinished(store, UPLOAD, holding.lock.predecessor):
         tell(f"{name}: going on with an upload that was interrupted")
         return
     if request.force:
         return
     if objects.holds_any() or await store.listing(prefix=PART_PREFIX, limit=1):
         more = ""
-        if await is_upload_unfinished(store):
+        if await is_unfinished(store, UPLOAD):
             more = " (an upload into it was interrupted, and somebody has held it since)"
         raise SwiftnbdError(f"{name} holds data{more}; to write over it, use --force")
 

@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What a long command says at its end: a sentence for people, or JSON for programs."""
 
-import json
-
-import click
-
 from swiftnbd.cli.common import Tell
+from swiftnbd.cli.report import print_json
 from swiftnbd.cli.sizes import format_size
 
 Summary = dict[str, int | float | str]
-
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Don't show the progress.")
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Put out a summary in JSON when it is done."
-)
 
 
 def report(summary: Summary, sentence: str, *, as_json: bool, tell: Tell) -> None:
     """Tell the sentence, or put the summary out on stdout."""
     if as_json:
-        click.echo(json.dumps(summary))
+        print_json(summary)
     else:
         tell(sentence)
 

@@ -14,11 +14,9 @@ For each object of the disk, in order::
 So an upload that was interrupted, by a SIGKILL too, goes on where it was, and one over an older
 version of the same image sends what has changed. The listing only says where a HEAD is worth it.
 
-While it is under way the object `RECORD` says so: the disk is then neither what it was nor what
-it will be, and nobody's data are lost if another upload goes over it.
+While it is under way a record says so (`swiftnbd.cli.unfinished`).
 """
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,17 +26,12 @@ from swiftnbd.cli.common import IN_FLIGHT_MAX, objects_in_flight
 from swiftnbd.cli.parallel import for_each_of
 from swiftnbd.cli.source import Source, Span
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.layout import OWN_PREFIX, PART_PREFIX, Geometry, object_name
-from swiftnbd.export.lock import Tenure
+from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
 from swiftnbd.export.objects import DiskObjects
 from swiftnbd.export.presence import State
 from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Buffer, Listed, Store
-
-RECORD = OWN_PREFIX + "upload"
-_RECORD_BYTES_MAX = 64 * 1024
-_NAME_LENGTH_MAX = 1024
 
 
 @dataclass(slots=True)
@@ -58,27 +51,6 @@ class Piece:
     index: int
     data: memoryview | None
     listed: Listed | None
-
-
-async def record_upload(store: Store, tenure: Tenure, image: str) -> None:
-    """Say that an upload is under way."""
-    fields = {"epoch": tenure.epoch, "binding": tenure.binding, "image": image[:_NAME_LENGTH_MAX]}
-    await store.put(RECORD, json.dumps(fields, indent=1).encode() + b"\n")
-
-
-async def is_upload_unfinished(store: Store, since: Tenure | None = None) -> bool:
-    """Whether an upload never came to its end; if ``since``, and the last tenure was that one's."""
-    blob = await store.get(RECORD, newest=True, size_max=_RECORD_BYTES_MAX)
-    if blob is None:
-        return False
-    if since is None:
-        return True
-    try:
-        fields = json.loads(blob.data)
-        epoch, binding = fields["epoch"], fields["binding"]
-    except (ValueError, TypeError, KeyError):
-        return False
-    return bool(since.epoch == epoch or (since.binding and since.binding == binding))
 
 
 async def recalled(store: Store, geometry: Geometry, binding: str) -> DiskObjects:

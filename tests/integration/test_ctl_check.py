@@ -13,7 +13,7 @@ from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.ctl_upload import UploadRequest, upload
 from swiftnbd.cli.run import run
 from swiftnbd.cli.source import Source
-from swiftnbd.cli.uploading import RECORD
+from swiftnbd.cli.unfinished import UPLOAD
 from swiftnbd.errors import ContainerMissing, ExportUnusable, StoreError, StoreUnavailable
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
 from swiftnbd.export.objects import PRESENCE
@@ -139,7 +139,7 @@ async def test_what_is_no_disk_is_no_damaged_one(store: Store) -> None:
 
 
 async def test_unfinished_upload_is_a_problem(good: Store) -> None:
-    await good.put(RECORD, b"{}")
+    await good.put(UPLOAD, b"{}")
     result = await look(good)
     assert not result["good"]
     assert "an upload did not come to its end" in result["problems"][0]

@@ -15,7 +15,7 @@ from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.ctl_upload import UploadRequest, upload
 from swiftnbd.cli.source import Source
 from swiftnbd.cli.summary import Summary
-from swiftnbd.cli.uploading import RECORD
+from swiftnbd.cli.unfinished import UPLOAD
 from swiftnbd.errors import Locked, StoreError, SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
 from swiftnbd.export.objects import PRESENCE
@@ -83,7 +83,7 @@ async def test_only_data_are_stored(disk: Store, image: Path, told: Told) -> Non
     assert await stored(disk) == {1: b"a" * OBJECT_SIZE, 6: b"b" * OBJECT_SIZE}
     assert (summary["objects_sent"], summary["objects_deleted"]) == (2, 0)
     assert (await metadata(disk)).keys() & {"client", "image-size"} == set()
-    assert await disk.head(RECORD) is None
+    assert await disk.head(UPLOAD) is None
 
 
 @pytest.mark.parametrize("size", [1, OBJECT_SIZE - 1, OBJECT_SIZE, OBJECT_SIZE + 1, DISK_BYTES - 1])
@@ -283,7 +283,7 @@ async def test_image_that_changes_meanwhile_is_said(image: Path, told: Told) -> 
     write(image, blocks(_1=b"a"))
     with pytest.raises(SwiftnbdError, match="image was changed while it was read"):
         await run(store, image, told)
-    assert await store.head(RECORD)
+    assert await store.head(UPLOAD)
 
 
 async def test_store_that_fails_leaves_an_upload_to_go_on_with(image: Path, told: Told) -> None:
