@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -99,28 +99,47 @@ def server(
         return Exit.DONE
     connection = take_standard_streams() if listen.single else None
     process.log(verbose=options.verbose)
-    plan = flags.plan(addresses, connection, is_captive=is_captive)
+
+    def plan() -> Plan:
+        return flags.plan(addresses, connection, is_captive=is_captive)
+
+    first = plan()
+    again = partial(_from_folder, _folder(), plan)
 
     def work(detach: Detach) -> int:
         try:
-            return serve(plan, detach)
+            return serve(first, detach, again)
         except SwiftnbdError as error:
             if process.is_logged_elsewhere:  # else the terminal would show it twice
                 log.error("%s", error)
             raise
 
-    return work(lambda: None) if process.foreground or plan.is_captive else run_detached(work)
+    return work(lambda: None) if process.foreground or is_captive else run_detached(work)
 
 
-def serve(plan: Plan, detach: Detach) -> int:
-    """Hold the pid file and run the server to its end; the exit code."""
+def _folder() -> str:
+    """The one we are in, which a daemon leaves: names of files may be relative to it."""
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return "/"
+
+
+def _from_folder(folder: str, plan: Callable[[], Plan]) -> Plan:
+    with chdir(folder):
+        return plan()
+
+
+def serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
+    """Hold the pid file and run the server to its end; the exit code. ``read`` plans anew."""
     with PidFile(plan.pid_file) if plan.pid_file else nullcontext():
         # Until the server handles signals itself, they end its start in order.
-        return run.run_interruptible(PROGRAM, lambda: _serve(plan, detach))
+        return run.run_interruptible(PROGRAM, lambda: _serve(plan, detach, read))
 
 
-async def _serve(plan: Plan, detach: Detach) -> int:
+async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
     from swiftnbd.cli.loading import loaded
+    from swiftnbd.cli.reloading import Reloader
     from swiftnbd.cli.stores import Stores
     from swiftnbd.server.server import Server
 
@@ -134,18 +153,23 @@ async def _serve(plan: Plan, detach: Detach) -> int:
             sys.stdout.flush()
         detach()
 
+    def make(export: ExportConfig) -> "Export":
+        return new_export(plan, export, open_store)
+
     def open_store(export: ExportConfig) -> "Store":
         return stores.open(export, seconds=outages_of(export, plan.server.outages).seconds)
 
     async with (
         Stores(plan.auth, slow_seconds=plan.server.slow_seconds) as stores,
-        loaded([new_export(plan, config, open_store) for config in plan.exports]) as exports,
+        loaded([make(config) for config in plan.exports]) as exports,
     ):
         captive = partial(_captive, plan, tuple(exports.ready)) if plan.command else None
         config = with_room(plan.server, len(plan.exports))
         traffic = stores.traffic if plan.auth.directory is None else None
         server = Server(exports.ready, config, exports.coming, traffic)
-        return await server.run(ready, captive)
+        reloader = Reloader(plan, read, make, exports, server)
+        serves_one = plan.command or config.connection  # and ends with it
+        return await server.run(ready, captive, None if serves_one else reloader.reload)
 
 
 def new_export(

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from time import monotonic
@@ -22,11 +22,12 @@ from swiftnbd.export.export import Client, Export
 from swiftnbd.export.settings import CacheSettings
 from swiftnbd.log import Subject, about
 from swiftnbd.metrics import StoreTraffic
-from swiftnbd.server.access import Origin
+from swiftnbd.server.access import Access, Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.captive import Captive
-from swiftnbd.server.config import ServerConfig, TcpAddress
+from swiftnbd.server.config import ServerConfig, TcpAddress, TlsConfig
+from swiftnbd.server.hangup import Hangup
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.monitor import ConnectionStatus, Monitor
 from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
@@ -96,16 +97,23 @@ class Server:
         self,
         ready: Callable[[Sequence[Place]], None],
         captive: Callable[[Sequence[Place]], Captive] | None = None,
+        reload: Callable[[], None] | None = None,
     ) -> int:
         """Serve until a signal; the exit code. ``ready`` is told where it listens.
 
-        A ``captive`` command is run meanwhile, and its end ends the server.
+        A ``captive`` command is run meanwhile, and its end ends the server. SIGHUP calls
+        ``reload``, unless it is None or the terminal is gone: then it ends the server, too.
         """
+        hangup = Hangup(reload, self._stopping)
         places = await self.start()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number, handler in {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGHUP: hangup.came,
+        }.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                loop.add_signal_handler(number, self._on_signal)
+                loop.add_signal_handler(number, handler)
         stats = loop.create_task(log_stats_forever(self._exports.values()))
         code = 0
         try:
@@ -187,6 +195,17 @@ class Server:
             raise
         self._http = http
         log.info("metrics and status at %s", self.http_url)
+
+    def change(self, tls: TlsConfig | None, access: Mapping[str, Access]) -> Callable[[], None]:
+        """Read the files of TLS again; what is returned has new connections use them, and the
+        rules for exports. Raises `ConfigError`, and then nothing has changed."""
+        made = server_tls(tls) if tls else None
+
+        def use() -> None:
+            self._tls = made
+            self._config = replace(self._config, tls=tls, export_access=access)
+
+        return use
 
     def connections(self) -> list[ConnectionStatus]:
         """Those that have chosen an export."""
