@@ -17,6 +17,7 @@ from swiftnbd.server.config import (
     ListenAddress,
     ServerConfig,
 )
+from swiftnbd.server.notify import ServiceManager
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Flags:
         self,
         addresses: tuple[ListenAddress, ...],
         connection: Connection | None = None,
+        manager: ServiceManager | None = None,
         *,
         is_captive: bool = False,
     ) -> Plan:
@@ -92,6 +94,7 @@ class Flags:
                 outages=self.outage.settings,
                 http=self.process.http,
                 slow_seconds=self.process.slow,
+                manager=manager,
             ),
             auth,
             exports,

@@ -39,6 +39,13 @@ class Reloader:
 
     def reload(self) -> None:
         """Read everything again and do what follows from it, or nothing; the log says what."""
+        self._server.supervision.reloading()
+        try:
+            self._reload()
+        finally:
+            self._server.supervision.ready()
+
+    def _reload(self) -> None:
         log.info("reading the configuration again")
         try:
             plan = self._read()

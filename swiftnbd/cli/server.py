@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from swiftnbd.cli import run
-from swiftnbd.cli.activation import take_handed_over
+from swiftnbd.cli.activation import take_handed_over, take_service_manager
 from swiftnbd.cli.cache import CacheOptions, cache_options
 from swiftnbd.cli.dump import dumped
 from swiftnbd.cli.exits import EPILOG, Exit
@@ -88,6 +88,7 @@ def server(
     Prints the NBD URI of each export when it is ready, and only then detaches.
     """
     handed_over = take_handed_over(os.environ)
+    manager = take_service_manager(os.environ)
     addresses = listen.addresses(handed_over)
     flags = Flags(
         *(options, listen, serving, caching, encryption, locking, outage, handshake, process),
@@ -101,7 +102,7 @@ def server(
     process.log(verbose=options.verbose)
 
     def plan() -> Plan:
-        return flags.plan(addresses, connection, is_captive=is_captive)
+        return flags.plan(addresses, connection, manager, is_captive=is_captive)
 
     first = plan()
     again = partial(_from_folder, _folder(), plan)

@@ -36,6 +36,7 @@ from swiftnbd.server.peers import Peer, peer_of
 from swiftnbd.server.sockets import close, closed, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.stdio import StandardClient
+from swiftnbd.server.supervision import Supervision
 from swiftnbd.server.tls import server_tls
 from swiftnbd.server.tls_transport import TLS_BYTES_MAX
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX, Transmission
@@ -90,6 +91,9 @@ class Server:
         self._transmissions: dict[Transmission, _Session] = {}
         self._patience = Patience(self._budget)
         self._watch: asyncio.Task[None] | None = None
+        self.supervision = Supervision(
+            config.manager, exports, self._coming, lambda: len(self._transmissions)
+        )
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
 
@@ -118,6 +122,7 @@ class Server:
         code = 0
         try:
             ready(places)
+            self.supervision.ready()
             if captive is None:
                 await self._stopping.wait()
             else:
@@ -158,9 +163,11 @@ class Server:
         patience = SHUTDOWN_SECONDS_MORE + max(
             (export.outages.seconds for export in self._exports.values()), default=0.0
         )
+        self.supervision.ending(patience)
         unstored = inf
-        while self._unstored() < unstored:  # slow is no reason to lose bytes: it must stand still
-            unstored = self._unstored()
+        # slow is no reason to lose bytes: it must stand still
+        while self.supervision.unstored < unstored:
+            unstored = self.supervision.unstored
             done, _ = await asyncio.wait(
                 {orderly, forced}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )
@@ -180,6 +187,7 @@ class Server:
             await export.abandon()
         if self._http is not None:
             await self._http.close()
+        self.supervision.ended()
         log.info("exiting")
         return all(whole)
 
@@ -219,11 +227,6 @@ class Server:
             )
             for transmission, session in self._transmissions.items()
         ]
-
-    def _unstored(self) -> int:
-        """Bytes that are not written back."""
-        devices = (export.device for export in self._exports.values())
-        return sum(device.dirty_bytes for device in devices if device is not None)
 
     async def _shut_down(self) -> None:
         self._listeners.close()
