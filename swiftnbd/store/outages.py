@@ -190,7 +190,7 @@ class Outages:
         return Circuit(self, name)
 
     def close(self) -> None:
-        """Nothing more is told. Whoever waits may try at once: there is nothing left to wait for."""
+        """Nothing more is told. Whoever waits may try at once: nothing is left to wait for."""
         self.is_closed = True
         if self._tell_timer is not None:
             self._tell_timer.cancel()
