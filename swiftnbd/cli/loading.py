@@ -61,7 +61,7 @@ class Loader:
         self._order: list[str] = []
         self._undecided: set[str] = set()
         self._told: set[str] = set()
-        self._failures: list[SwiftnbdError] = []
+        self._failures: dict[str, SwiftnbdError] = {}  # the last one of each
         self._slots = asyncio.Semaphore(LOADS_AT_ONCE_MAX)
         self._changed = asyncio.Event()
         self._retry_seconds = retry_seconds
@@ -106,7 +106,7 @@ class Loader:
                 await self._until(lambda: not self._undecided)
         await self._until(lambda: bool(self.ready) or not self._undecided)
         if not self.ready:
-            raise SeveralFailed("no container is left to export", self._failures)
+            raise SeveralFailed("no container is left to export", list(self._failures.values()))
         for name in self._order:
             if name in self._undecided:
                 self._tell_late(name, "no answer yet")
@@ -144,7 +144,7 @@ class Loader:
             async with self._slots:
                 await export.load()
         except SwiftnbdError as error:
-            self._failures.append(error)
+            self._failures[name] = error
             if exit_code(error) is Exit.UNREACHABLE:
                 self._tell_late(name, str(error))
                 return False
