@@ -264,7 +264,7 @@ async def test_who_waits_at_the_end_tries_at_once_and_nothing_is_said(
     for store, _ in pairs:
         store.error = StoreUnavailable("memory: 503", retry_after=1000)
     tasks = [asyncio.create_task(retrying.get("n")) for _, retrying in pairs for _ in range(3)]
-    await until(lambda: all(retrying._circuit.waiting for _, retrying in pairs))
+    await until(lambda: len([c for c in outages._open if c.waiting]) == len(pairs))
     for store, _ in pairs:
         store.error = StoreError("the account is closed")
     outages.close()
