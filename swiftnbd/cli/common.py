@@ -52,11 +52,11 @@ def on_container(
     container: str,
     action: Callable[[Store], Awaitable[T]],
     *,
-    seconds: float = STORE_SECONDS_MAX,
+    seconds: float | None = None,
 ) -> T:
     """Open the container's store, run ``action`` on it and close it.
 
-    ``seconds`` is how long one operation may take, retries included.
+    ``seconds`` is how long one operation may take, retries included (`STORE_SECONDS_MAX`).
     """
     return on_containers(options, (container,), lambda stores: action(stores[0]), seconds=seconds)
 
@@ -66,7 +66,7 @@ def on_containers(
     containers: Sequence[str],
     action: Callable[[Sequence[Store]], Awaitable[T]],
     *,
-    seconds: float = STORE_SECONDS_MAX,
+    seconds: float | None = None,
 ) -> T:
     """`on_container` for several at once."""
     auth = options.auth()
@@ -75,7 +75,7 @@ def on_containers(
     async def work() -> T:
         from swiftnbd.cli.stores import Stores
 
-        async with Stores(auth, seconds=seconds) as stores:
+        async with Stores(auth, seconds=seconds or STORE_SECONDS_MAX) as stores:
             return await action([stores.open(export) for export in exports])
 
     return run.run_interruptible(PROGRAM, work)
