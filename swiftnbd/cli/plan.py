@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, replace
 
+from swiftnbd.cli.accounts import account_of
 from swiftnbd.cli.cache import CacheOptions, check_folder
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.outages import OutageOptions
@@ -18,6 +19,7 @@ from swiftnbd.server.config import (
     ServerConfig,
 )
 from swiftnbd.server.notify import ServiceManager
+from swiftnbd.server.privileges import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Plan:
     exports: tuple[ExportConfig, ...]
     pid_file: str | None = None
     command: str | None = None  # to run meanwhile
+    account: Account | None = None  # whom to run as
     is_captive: bool = False  # whoever has started it in such a way waits for it
 
     def cache_of(self, export: ExportConfig) -> CacheSettings:
@@ -100,6 +103,7 @@ class Flags:
             exports,
             self.process.pid_file or (None if is_captive else PID_FILE_DEFAULT),
             self.listen.run,
+            account_of(self.process.user, self.process.group),
             is_captive=is_captive,
         )
         for folder in {plan.cache_of(export).disk_directory for export in exports}:

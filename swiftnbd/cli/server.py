@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,8 +34,8 @@ from swiftnbd.cli.server_options import (
     lock_options,
 )
 from swiftnbd.cli.tls import TlsOptions, tls_options
-from swiftnbd.errors import SwiftnbdError
-from swiftnbd.server.config import ExportConfig, ServerConfig
+from swiftnbd.errors import ConfigError, SwiftnbdError
+from swiftnbd.server.config import ExportConfig, InheritedSocket, ServerConfig, UnixAddress
 from swiftnbd.server.daemon import (
     PidFile,
     fill_standard_streams,
@@ -42,6 +43,7 @@ from swiftnbd.server.daemon import (
     take_standard_streams,
 )
 from swiftnbd.server.descriptors import connections_possible, raise_limit
+from swiftnbd.server.privileges import Account, become
 
 if TYPE_CHECKING:
     from swiftnbd.export.export import Export
@@ -145,6 +147,8 @@ async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
     from swiftnbd.server.server import Server
 
     def ready(places: "Sequence[Place]") -> None:
+        if plan.account is not None:
+            give_up_root(plan, plan.account, places)
         if not plan.is_captive:
             for name in exports.ready:
                 for place in places:
@@ -208,6 +212,19 @@ def with_room(config: ServerConfig, exports: int) -> ServerConfig:
         files,
     )
     return replace(config, connections_max=possible)
+
+
+def give_up_root(plan: Plan, account: Account, places: "Sequence[Place]") -> None:
+    """Be ``account``. ConfigError if it cannot use what the server needs all the time."""
+    listen = plan.server.listen
+    sockets = [Path(place.path) for place in places if place.path]
+    if any(isinstance(address, InheritedSocket) for address in listen):
+        sockets = []  # theirs who made them
+    private = [path.parent for path in sockets if UnixAddress(path) not in listen]
+    become(account, [*sockets, *private])
+    folder = plan.auth.directory
+    if folder is not None and not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{account.name} cannot read {folder}")
 
 
 def _captive(plan: Plan, names: Sequence[str], places: "Sequence[Place]") -> "Captive":

@@ -26,12 +26,14 @@ def command(folder: Path, *arguments: str, program: Sequence[str] = ()) -> list[
     return [*server, "-a", f"file:{folder}/store", "-l", f"{folder}/log", *arguments]
 
 
-def run_server(folder: Path, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+def run_server(
+    folder: Path, *arguments: str, program: Sequence[str] = (), **how: Any
+) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     if "input" not in how:
         how.setdefault("stdin", subprocess.DEVNULL)
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        command(folder, *arguments),
+        command(folder, *arguments, program=program),
         cwd=folder,
         capture_output=True,
         text=True,
