@@ -16,7 +16,6 @@ from benchmarks import (
     attach,
     cached,
     copying,
-    ctl,
     engine,
     eviction,
     hostile,
@@ -42,7 +41,6 @@ MEASURES = {
     eviction.PART: eviction.measure,
     hostile.PART: hostile.measure,
     sweep.PART: sweep.measure,
-    ctl.PART: ctl.measure,
 }
 
 

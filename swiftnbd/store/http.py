@@ -154,8 +154,7 @@ class Http:
                         return await exchange.carry_out(connections.session, connect, proxy, seen)
         except (aiohttp.ClientConnectorError, TimeoutError):
             await proxy.failed()
-            # asked again: the body may have been asked for, and sent, since the silence was noticed
-            if silence.was_long and exchange.is_harmless:
+            if silence.was_long:
                 raise _SilentError from None
             raise
         except (aiohttp.ClientError, OSError):

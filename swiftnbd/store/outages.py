@@ -83,11 +83,9 @@ class Circuit:
                 self.waiting.remove(turn)
             elif self.is_open and not turn.cancelled():
                 self._outages.pump(self)  # it was our turn: it is somebody else's now
-            if not isinstance(error, TimeoutError):
-                raise
-            if self.error is not None:
+            if isinstance(error, TimeoutError) and self.error is not None:
                 raise self.error from None
-            # else it is over just now, and there is time for what a try takes at least
+            raise
 
     @property
     def episode(self) -> int:
@@ -152,8 +150,6 @@ class Circuit:
         self.due = 0.0
 
     def _open(self, error: StoreUnavailable) -> None:
-        if self._outages.is_closed:
-            return
         self.is_open, self.error = True, error
         self._interval = self._outages.probing.first
         self.due = asyncio.get_running_loop().time() + self._interval
@@ -173,7 +169,6 @@ class Outages:
 
     def __init__(self, probing: Probing | None = None) -> None:
         self.probing = Probing() if probing is None else probing
-        self.is_closed = False
         self.episode = 0
         self.held = self.failed = 0  # operations in this episode
         self._open: dict[Circuit, None] = {}  # in the order in which they opened
@@ -190,14 +185,11 @@ class Outages:
         return Circuit(self, name)
 
     def close(self) -> None:
-        """Nothing more is told. Whoever waits may try at once: nothing is left to wait for."""
-        self.is_closed = True
-        if self._tell_timer is not None:
-            self._tell_timer.cancel()
-        for circuit in list(self._open):
-            circuit.answered()
-        if self._pump_timer is not None:
-            self._pump_timer.cancel()
+        """Nobody waits any more."""
+        for timer in (self._tell_timer, self._pump_timer):
+            if timer is not None:
+                timer.cancel()
+        self._tell_timer = self._pump_timer = None
 
     # For circuits
 
@@ -262,8 +254,6 @@ class Outages:
     def _end(self) -> None:
         assert self._tell_timer is not None
         self._tell_timer.cancel()
-        if self.is_closed:
-            return
         seconds = asyncio.get_running_loop().time() - self._since
         if self._told:
             self._told_at = asyncio.get_running_loop().time()
