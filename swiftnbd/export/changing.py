@@ -26,6 +26,9 @@ from swiftnbd.store.base import Buffer
 TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
 UPLOAD_BYTES_MAX = 16 * 1024 * 1024  # of bodies put together at once, unless one is larger
 UNSTORED_MAX = 1024  # objects whose being durable one request waits for together
+# Objects that one zero or trim clears before those who wait behind it: as many requests as a write
+# of 8 MiB in 64 KiB objects takes. One at a time, it would wait for all other writers each time.
+CLEARED_TOGETHER_MAX = 128
 RUNS_PER_TURN_MAX = 1000  # of a presence map, or objects, passed over between turns of the loop
 
 Change = tuple[DirtyObject, int]  # an object, and the generation that must become durable
@@ -147,14 +150,15 @@ class Writer:
         changes: list[Change] = []
         while offset < stop:
             index, start = divmod(offset, size)
-            end = min(size, start + stop - offset)
-            if index % RUNS_PER_TURN_MAX == 0:
+            count = 0 if start else min((stop - offset) // size, CLEARED_TOGETHER_MAX)
+            if count:
                 await asyncio.sleep(0)  # passing over holes waits for nothing
-            if end - start == size:
-                await self._clear(index, changes, keep_zeros=no_hole)
+                await self._clear(range(index, index + count), changes, keep_zeros=no_hole)
+                offset += count * size
             else:
+                end = min(size, start + stop - offset)
                 await self._zero_parts(offset, end - start, changes, keep_zeros=no_hole)
-            offset += end - start
+                offset += end - start
             if len(changes) >= UNSTORED_MAX:
                 await self._settle(changes, fua)
         await self._settle(changes, fua)
@@ -179,10 +183,24 @@ class Writer:
         pieces: Pieces = deque((part, None) for part in self._disk.parts(offset, length))
         await self._write_pieces(pieces, changes, keep_zeros=keep_zeros)
 
-    async def _clear(self, index: int, changes: list[Change], *, keep_zeros: bool) -> None:
-        """Zeros all over object ``index``."""
-        if not (self._is_clean_hole(index) and not keep_zeros):
-            changes.append(await self._when_room(lambda: self._clear_now(index, keep_zeros)))
+    async def _clear(
+        self, indexes: Sequence[int], changes: list[Change], *, keep_zeros: bool
+    ) -> None:
+        """Zeros all over these objects, all of them before those who wait behind us."""
+        todo = deque(each for each in indexes if keep_zeros or not self._is_clean_hole(each))
+        if todo:
+            await self._when_room(lambda: self._clear_some(todo, changes, keep_zeros))
+
+    def _clear_some(
+        self, indexes: deque[int], changes: list[Change], keep_zeros: bool
+    ) -> Literal[True] | None:
+        """True when all are cleared; None: no room."""
+        while (change := self._clear_now(indexes[0], keep_zeros)) is not None:
+            changes.append(change)
+            indexes.popleft()
+            if not indexes:
+                return True
+        return None
 
     def _is_clean_hole(self, index: int) -> bool:
         is_changed = index in self._disk.writeback.objects
@@ -238,8 +256,9 @@ class Writer:
         return sorted(index for index in self._disk.writeback.objects if first <= index < end)
 
     async def _clear_all(self, indexes: Sequence[int], changes: list[Change], fua: bool) -> None:
-        for index in indexes:
-            await self._clear(index, changes, keep_zeros=False)
+        for first in range(0, len(indexes), CLEARED_TOGETHER_MAX):
+            together = indexes[first : first + CLEARED_TOGETHER_MAX]
+            await self._clear(together, changes, keep_zeros=False)
             if len(changes) >= UNSTORED_MAX:
                 await self._settle(changes, fua)
 

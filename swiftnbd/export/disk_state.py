@@ -50,6 +50,7 @@ class DiskState:
             settings.cache_bytes // self.block_size, self.block_size, self.serve_soon, counters
         )
         self._serves = False
+        self._turns = (self.readers, self.writers)
 
     def parts(self, offset: int, length: int) -> Iterator[Part]:
         """Cut a range at block boundaries."""
@@ -79,8 +80,9 @@ class DiskState:
     def _serve(self) -> None:
         self._serves = False
         self.writeback.relax()  # those who are served now need not have more stored
-        self.readers.serve()
-        self.writers.serve()
+        for waiters in self._turns:
+            waiters.serve()
+        self._turns = self._turns[::-1]  # or those behind would wait while any come before them
         if self.readers or self.writers:
             self.writeback.press()
 
