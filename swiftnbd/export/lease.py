@@ -63,6 +63,7 @@ class Keeper:
         self._user = user
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.changes: set[asyncio.Timeout] = set()  # under way: they end when the lease does
 
     def start(self) -> None:
         """Begin to renew, as a task."""
@@ -92,8 +93,8 @@ class Keeper:
 
     def check(self) -> None:
         """Suspend if the lease is over by the clock."""
-        if self.lock.deadline <= self.lock.timing.clock() and self.lost is None:
-            self._suspend()
+        if self.lock.deadline <= self.lock.timing.clock():
+            self.suspend()
 
     async def keep(self) -> None:
         """Renew for as long as the lock is ours."""
@@ -112,13 +113,18 @@ class Keeper:
                 self._renewed()
 
     def _renewed(self) -> None:
+        end = asyncio.get_running_loop().time() + self.lease_seconds
+        for change in self.changes:
+            if not change.expired():
+                change.reschedule(end)
         if self.is_suspended and self.seconds_left:
             self.is_suspended = False
             log.warning("%s: the lock is still ours, going on", self.lock.store.label)
             self._user.resume()
 
-    def _suspend(self) -> None:
-        if not self.is_suspended:
+    def suspend(self) -> None:
+        """The lease is over, as the clock will say in a moment if it does not yet."""
+        if self.lost is None and not self.is_suspended:
             self.is_suspended = True
             log.warning(
                 "%s: the lock could not be renewed for %g s: suspended until the store answers",
@@ -163,6 +169,7 @@ class Leased(Store):
         if self._keeper.lost is not None:
             raise self._keeper.lost
         timeout = asyncio.timeout(left)
+        self._keeper.changes.add(timeout)
         try:
             async with timeout:
                 if left:
@@ -170,6 +177,9 @@ class Leased(Store):
         except TimeoutError:
             if not timeout.expired():
                 raise
+            self._keeper.suspend()
+        finally:
+            self._keeper.changes.discard(timeout)
         raise StoreError(f"{self.label}: the lock's lease is over")
 
     async def get(

@@ -137,6 +137,7 @@ class WriteBack:
         self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
         self._filling: deque[int] = deque(maxlen=FILLING_MAX)  # the last is the latest
         self._uploading = 0
+        self._aborts = 0
         self._failures = 0  # in a row
         self._not_before = 0.0  # time of the loop: none starts by itself until then
         self._timer: asyncio.TimerHandle | None = None
@@ -203,11 +204,13 @@ class WriteBack:
         """
         while dirty.stored < generation:
             await self._gate.passing()
+            aborts = self._aborts
             upload = dirty.upload or self._start(dirty)
             try:
                 await self._tasks.ended(upload)
             except SwiftnbdError:
-                if dirty.failed >= generation and self._gate.is_open:
+                was_left_alone = self._gate.is_open and aborts == self._aborts
+                if dirty.failed >= generation and was_left_alone:
                     raise
 
     def _pump(self) -> None:
@@ -272,7 +275,7 @@ class WriteBack:
         dirty.upload = None
         self._uploading -= 1
         if done:
-            dirty.stored = dirty.attempted
+            dirty.stored, dirty.not_before = dirty.attempted, 0.0
             if dirty.deleted:  # what changed meanwhile lies on zeros, too
                 dirty.cleared = max(dirty.cleared, dirty.stored + 1)
         else:
@@ -316,6 +319,7 @@ class WriteBack:
 
     def abort(self) -> None:
         """Cut short what is under way; nothing starts while the gate is closed."""
+        self._aborts += 1
         for dirty in self.objects.values():
             if dirty.upload is not None:
                 dirty.upload.cancel()

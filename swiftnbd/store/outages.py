@@ -83,8 +83,8 @@ class Circuit:
                 self.waiting.remove(turn)
             elif self.is_open and not turn.cancelled():
                 self._outages.pump(self)  # it was our turn: it is somebody else's now
-            if isinstance(error, TimeoutError) and self.error is not None:
-                raise self.error from None
+            if isinstance(error, TimeoutError):  # perhaps in the very moment when it closed
+                raise self.error or StoreUnavailable(f"{self.name}: no turn to try") from None
             raise
 
     @property

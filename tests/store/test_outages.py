@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
@@ -220,3 +221,18 @@ async def test_one_warning_when_it_begins_and_one_info_with_counts_when_it_ends(
     )
     assert end.levelno == logging.INFO
     assert end.getMessage().endswith("s: 16 requests had to wait, 1 of them failed")
+
+
+async def test_turn_that_comes_too_late_as_the_outage_ends_is_an_error_of_the_store(
+    outages: Outages,
+) -> None:
+    """The time was up, and before the waiter could say so the circuit closed."""
+    circuit = outages.circuit("disk")
+    circuit.failed(circuit.began(), DOWN)
+    circuit.due = inf
+    waiting = asyncio.create_task(circuit.passing(0.01))
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.02, circuit.answered)
+    loop.call_soon(time.sleep, 0.05)  # both timers are due then, one after the other in one turn
+    with pytest.raises(StoreUnavailable):
+        await waiting

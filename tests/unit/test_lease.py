@@ -152,6 +152,7 @@ async def test_nothing_is_stored_after_the_lease_though_no_timer_said_so(kept: K
     assert (await kept.memory.get("disk.part/00000001")) is None
 
 
+@pytest.mark.expects_log(STOPPED)
 async def test_put_is_aborted_when_the_lease_ends() -> None:
     kept = Kept()
     await kept.memory.create_container(setup_metadata(Geometry(8, SIZE)))
@@ -165,6 +166,21 @@ async def test_put_is_aborted_when_the_lease_ends() -> None:
     gate.open()
     await turns(5)
     assert (await kept.memory.get("disk.part/00000000")) is None
+    assert kept.user.told == ["suspend"]  # at once: an error of that kind is for nobody's ears
+
+
+async def test_put_goes_on_when_the_lease_is_renewed_meanwhile(kept: Kept) -> None:
+    """As one that waits for a Swift that takes renewals, but has no room for what is stored."""
+    kept.now += TERM - 0.05
+    gate = kept.script.hold("put")
+    putting = begin(Leased(kept.store, kept.keeper).put("disk.part/00000000", b"in time"))
+    await gate.arrived.wait()
+    await kept.pass_time(0)
+    assert kept.keeper.seconds_left == pytest.approx(TERM)
+    await asyncio.wait([putting], timeout=0.1)  # twice what was left when it began
+    gate.open()
+    await putting
+    assert kept.user.told == []
 
 
 @pytest.mark.expects_log(STOPPED)

@@ -319,6 +319,42 @@ async def test_closed_gate_cuts_uploads_short_and_starts_none_until_it_opens() -
     uploads.close()
 
 
+async def test_upload_cut_short_by_a_gate_that_opens_at_once_fails_nobody() -> None:
+    """As after a pause of the machine: the lease was over, and is renewed right away."""
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    uploads.gate.close()
+    uploads.writeback.abort()
+    uploads.gate.open()
+    uploads.writeback.resume()
+    await turns()
+    assert not waiting.done()
+    await uploads.end(1)
+    await waiting
+    assert uploads.begun == [1, 1]
+    uploads.close()
+
+
+async def test_object_that_was_stored_since_it_failed_may_make_room_when_another_fails() -> None:
+    """So that failure is not one of all there is, and nobody who waits for room is told of it."""
+    uploads = Uploads()
+    dirty = uploads.change(1)
+    for error in (StoreFull("no"), None):
+        waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+        uploads.change(1)
+        await uploads.end(1, error)
+        await asyncio.wait([waiting])
+        assert waiting.exception() is error
+    uploads.failures.clear()
+    other = uploads.change(2)
+    waiting = await begun(uploads.writeback.stored(other, other.generation))
+    await uploads.end(2, StoreFull("no"))
+    assert isinstance(waiting.exception(), StoreFull)
+    assert uploads.begun == [1, 1, 2]
+    assert uploads.failures == []
+
+
 @pytest.mark.parametrize("absent", [False, True])
 async def test_object_lies_on_zeros_while_it_is_absent_or_cleared_and_not_stored(
     absent: bool,
