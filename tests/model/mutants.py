@@ -343,10 +343,10 @@ def what_is_seen_before_a_late_change_lands_is_taken_for_final(patch: pytest.Mon
     change = DiskObjects._change
 
     @contextlib.contextmanager
-    def forgetful(self: DiskObjects, index: int) -> Iterator[None]:
+    def forgetful(self: DiskObjects, index: int) -> Iterator[set[int]]:
         try:
-            with change(self, index):
-                yield
+            with change(self, index) as were_local:
+                yield were_local
         finally:
             self._doubtful.discard(index)
 
