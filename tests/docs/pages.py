@@ -108,6 +108,7 @@ PAGES = {
             "mount": _KERNEL, "umount": _KERNEL, "fstrim": _KERNEL,
         },
     ),
+    "docs/migration.md": Page(cloud="swift"),
     "docs/monitoring.md": Page(before=_DEMO),
     "docs/operations.md": Page(before=_DEMO),
     "docs/qemu.md": Page(
