@@ -160,10 +160,8 @@ class DiskMachine(RuleBasedStateMachine):
         *,
         only_reads: bool = False,
     ) -> None:
-        while len(self.pending) >= AT_WORK_MAX:
-            self._resume()
-            self._open_gates()
-            self.go(TURNS)
+        if len(self.pending) >= AT_WORK_MAX:
+            self._finish(at_work_max=AT_WORK_MAX - 1)
         task = self.loop.create_task(work(self.device))
         self.pending.append(Pending(task, ended, only_reads))
         self.go(steps)
@@ -173,13 +171,13 @@ class DiskMachine(RuleBasedStateMachine):
             gate.open()
         self.gates.clear()
 
-    def _finish(self) -> None:
+    def _finish(self, at_work_max: int = 0) -> None:
         """Every request ends, whatever goes wrong; with the gates open none may hang."""
         self._resume()
         for _ in range(40):
             self._open_gates()
             self.go(TURNS)
-            if not self.pending:
+            if len(self.pending) <= at_work_max:
                 return
         raise AssertionError(f"requests hang: {self.pending}")
 
