@@ -30,7 +30,7 @@ BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
 UNUSED_SECONDS_MAX = 7 * 24 * 3600
 PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync", "fallocate", "blkdiscard")
 MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
-SCRIPTS = ("init", "device", "outage", "powercut", "recover", "roundtrip", "soak")
+SCRIPTS = ("init", "device", "outage", "page", "powercut", "recover", "roundtrip", "soak")
 
 _HERE = Path(__file__).parent
 _BUILD_VERSION = "3"  # change it when the build itself changes
