@@ -16,6 +16,7 @@ class _Waiter(NamedTuple):
 class Slots:
     """``total`` slots. Each kind has ``reserved`` of them that the other cannot take from it.
 
+    (Those that are not urgent have less if that is all the others leave: never more than these.)
     The urgent ones find theirs free; the others get theirs as soon as they want them.
 
     Each kind is served in the order in which it came, the urgent ones first.
@@ -26,6 +27,7 @@ class Slots:
         self.total = total
         self.free = total
         self._reserved = reserved
+        self._owed = min(reserved, total - reserved)  # to those that are not urgent
         self._other = 0  # that are not urgent, at work
         self._urgent: deque[_Waiter] = deque()
         self._others: deque[_Waiter] = deque()
@@ -64,8 +66,8 @@ class Slots:
 
     def _may_go(self, urgent: bool) -> bool:
         if not urgent:
-            return self.free > (0 if self._other < self._reserved else self._reserved)
-        owed = max(0, self._reserved - self._other) if self._others else 0
+            return self.free > (0 if self._other < self._owed else self._reserved)
+        owed = max(0, self._owed - self._other) if self._others else 0
         return self.free > owed
 
     def _grant(self, urgent: bool) -> None:

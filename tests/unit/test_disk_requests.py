@@ -273,19 +273,20 @@ async def test_error_in_one_part_fails_the_request_and_leaves_the_others_alone()
 # Limits
 
 
-async def test_requests_to_the_store_are_bounded() -> None:
-    async with a_disk(objects=128, settings=caching(512)) as disk:
+@pytest.mark.parametrize("requests", [1, 3, 16])
+async def test_requests_to_the_store_are_bounded(requests: int) -> None:
+    async with a_disk(objects=128, settings=caching(512, requests=requests)) as disk:
         gate = disk.script.hold("put", times=40)
         await disk.device.write(0, A * 40)
         flush = await begun(disk.device.flush())
-        assert disk.store.at_once == 16
+        assert disk.store.at_once == requests
         reads_gate = disk.script.hold("get", times=60)
         reads = [await begun(disk.device.read(index * SIZE, 1)) for index in range(40, 100)]
-        assert disk.store.at_once == 16 + 4
+        assert disk.store.at_once == requests + 4
         gate.open()
         reads_gate.open()
         await asyncio.gather(flush, *reads)
-        assert disk.store.at_once_max == 20
+        assert disk.store.at_once_max == requests + 4
 
 
 async def test_huge_zero_range_works_on_few_objects_at_once() -> None:
