@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from swiftnbd.cli.cache import CacheOptions, cache_options, check_folder
+from swiftnbd.cli.cache import CACHE_SETTINGS, CacheOptions, cache_options, check_folder
 from swiftnbd.cli.run import run
 from swiftnbd.cli.secrets import load_secrets
 from swiftnbd.cli.server import server
@@ -143,3 +143,24 @@ def test_wrong_key_is_named_without_its_value(
     with pytest.raises(ConfigError) as caught:
         section(tmp_path, f"{key} = {SECRET}")
     assert SECRET not in str(caught.value)
+
+
+def test_each_setting_is_explained_in_the_documentation_with_its_default() -> None:
+    """One table for all: flag and key, default and unit, reason."""
+    text = (Path(__file__).parents[2] / "docs/commands.md").read_text()
+    lines = text.split("### How exports are cached")[1].split("###")[0].splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "| `" in line
+    ]
+    explained = {name: row for row in rows for name in row[0].replace("`", "").split(", ")}
+    assert set(explained) - {"-c"} == CACHE_SETTINGS.keys
+    assert all(len(row) == 3 and all(row) for row in explained.values())
+    defaults = CacheSettings()
+    assert explained["cache-limit"][1] == f"{defaults.cache_bytes // MIB} MB"
+    assert explained["cache-mode"][1] == f"`{defaults.mode.value}`"
+    assert explained["dirty-seconds"][1] == f"{defaults.dirty_seconds:.0f} seconds"
+    assert explained["read-ahead"][1] == f"{defaults.read_ahead_bytes // MIB} MB"
+    assert explained["requests"][1].startswith(
+        f"{defaults.requests} (and {defaults.reads_reserved} "
+    )
+    assert explained["cache-disk-limit"][1] == f"{defaults.disk_bytes // MIB} MB"
