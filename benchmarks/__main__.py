@@ -16,6 +16,7 @@ from benchmarks import (
     attach,
     cached,
     copying,
+    ctl,
     engine,
     eviction,
     hostile,
@@ -41,6 +42,7 @@ MEASURES = {
     eviction.PART: eviction.measure,
     hostile.PART: hostile.measure,
     sweep.PART: sweep.measure,
+    ctl.PART: ctl.measure,
 }
 
 

@@ -22,6 +22,7 @@ PARTS = (
     "eviction",
     "hostile",
     "sweep",
+    "ctl",
 )
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 
@@ -41,6 +42,7 @@ class Options:
     copy_bytes: int
     memory_bytes: int
     engine_objects: int
+    ctl_objects: int
     object_sizes: tuple[int, ...]
     request_rounds: int
     request_bytes: int
@@ -73,6 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         default=[64, 1024],
         help="object sizes for copying (64 1024)",
     )
+    parser.add_argument("--delete", type=int, default=5000, help="objects to delete (5000)")
     parser.add_argument("--quick", action="store_true", help="one short pair: does it run at all?")
     parser.add_argument("--json", type=Path, help="(benchmarks/results/TIME.json)")
     given = parser.parse_args(argv)
@@ -92,6 +95,7 @@ def _options(given: argparse.Namespace) -> Options:
         copy_bytes=(16 if quick else given.copy_mib) * MIB,
         memory_bytes=(96 if quick else given.memory_mib) * MIB,
         engine_objects=200 if quick else 2000,
+        ctl_objects=200 if quick else given.delete,
         object_sizes=tuple(size * KIB for size in given.object_kib),
         request_rounds=given.pairs or (1 if quick else 9),
         request_bytes=(4 if quick else 16) * MIB,

@@ -32,8 +32,12 @@ class Swift:
         """A new, empty disk; its container's name."""
         name = self.new_name()
         objects = ["setup", "-f", name, str(size // object_size), "--object-size", str(object_size)]
-        run([script("swiftnbd-ctl"), *self.arguments(name), *objects])
+        run(self.ctl(name, *objects))
         return name
+
+    def ctl(self, name: str, *arguments: str) -> list[str]:
+        """The command line of swiftnbd-ctl that knows this container alone."""
+        return [script("swiftnbd-ctl"), *self.arguments(name), *arguments]
 
     def serve(self, name: str, cache_mib: int, *flags: str) -> Server:
         """A new server process, so with nothing cached, for this one disk."""

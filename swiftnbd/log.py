@@ -103,6 +103,16 @@ class OneLine(logging.Formatter):
         return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().formatMessage(record))
 
 
+class _LogFile(WatchedFileHandler):
+    """Follows logrotate. If the new file cannot be made, lines are lost, and nothing else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+
 @dataclass(slots=True)
 class _Kind:
     """Lines from one place in the code: since when they are counted, and what was left out."""
@@ -171,6 +181,13 @@ def log_for_server(
     _install(handler, logging.DEBUG if verbose else logging.INFO)
 
 
+def log_file_descriptors() -> list[int]:
+    """Those of the files into which is logged."""
+    handlers = logging.getLogger(_LOGGERS[0]).handlers
+    streams = [handler.stream for handler in handlers if isinstance(handler, _LogFile)]
+    return [stream.fileno() for stream in streams if stream]  # None: the last line was lost
+
+
 def log_for_ctl(*, verbose: bool) -> None:
     """Plain sentences on stderr; what is no warning is for ``-v`` only."""
     handler = logging.StreamHandler()
@@ -190,7 +207,7 @@ def _install(handler: logging.Handler, level: int) -> None:
 
 def _file_handler(path: str) -> logging.Handler:
     try:
-        return WatchedFileHandler(path, encoding="utf-8")  # follows logrotate
+        return _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write log file {path}: {error.strerror}") from None
 

@@ -33,10 +33,7 @@ def settings_of_cloud(keys: LoginKeys) -> LoginSettings:
         "region": config.get("region_name"),
         "endpoint-type": config.get("interface"),
         "storage-url": config.get("object_store_endpoint_override"),
-        "cacert": config.get("cacert"),
-        "cert": config.get("cert"),
-        "key": config.get("key"),
-        "insecure": "yes" if config.get("verify") is False else "",
+        **config["tls"],
     }
     rest = LoginKeys({key: str(value) for key, value in lower.items() if value}, keys.where)
     options = tuple(sorted(given.items()))
@@ -63,7 +60,8 @@ def _read_quietly(name: str, where: str) -> dict[str, Any]:
 
     try:
         # validate: what is missing, a login will tell, and in a sentence
-        config = OpenStackConfig().get_one(cloud=name, validate=False).config
+        region = OpenStackConfig().get_one(cloud=name, validate=False)
+        verify, certificate = region.get_requests_verify_args()
     except ConfigException as error:
         raise ConfigError(f"{where}: cloud {name!r}: {_first_line(error)}") from None
     except (YAMLError, UnicodeDecodeError):  # whose texts quote the file
@@ -72,7 +70,18 @@ def _read_quietly(name: str, where: str) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {error.filename}: {error.strerror}") from None
-    return dict(config)
+    return {**region.config, "tls": _tls(verify, certificate)}
+
+
+def _tls(verify: bool | str | None, certificate: Any) -> dict[str, str]:
+    """In our words, what openstacksdk would give to requests."""
+    cert, key = certificate if isinstance(certificate, tuple) else (certificate or "", "")
+    return {
+        "cacert": verify if isinstance(verify, str) else "",
+        "cert": cert,
+        "key": key,
+        "insecure": "" if verify else "yes",
+    }
 
 
 def _first_line(error: Exception) -> str:

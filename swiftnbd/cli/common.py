@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,8 +30,11 @@ PROGRAM = "swiftnbd-ctl"
 # A person waits for the answer: long enough for a Swift to get over a lost object server (10 s),
 # not the full minute the server grants itself.
 STORE_SECONDS_MAX = 15.0
+# What runs for an hour should outlast a short outage; less than a lock's term of 90 s.
+TRANSFER_SECONDS_MAX = 60.0
 
 IN_FLIGHT_MAX = 16  # more requests at once only add latency, on every Swift measured
+BUFFER_BYTES_MAX = 256 * 1024 * 1024  # of objects of up to 64 MiB, several at once
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -38,17 +42,31 @@ Tell = Callable[[str], None]
 tell: Tell = partial(run.say, PROGRAM)
 
 
+def objects_in_flight(object_size: int) -> int:
+    """How many objects to transfer at once, so that memory is bounded."""
+    return max(1, min(IN_FLIGHT_MAX, BUFFER_BYTES_MAX // object_size))
+
+
 def on_container(
-    options: SharedOptions, container: str, action: Callable[[Store], Awaitable[T]]
+    options: SharedOptions,
+    container: str,
+    action: Callable[[Store], Awaitable[T]],
+    *,
+    seconds: float | None = None,
 ) -> T:
-    """Open the container's store, run ``action`` on it and close it."""
-    return on_containers(options, (container,), lambda stores: action(stores[0]))
+    """Open the container's store, run ``action`` on it and close it.
+
+    ``seconds`` is how long one operation may take, retries included (`STORE_SECONDS_MAX`).
+    """
+    return on_containers(options, (container,), lambda stores: action(stores[0]), seconds=seconds)
 
 
 def on_containers(
     options: SharedOptions,
     containers: Sequence[str],
     action: Callable[[Sequence[Store]], Awaitable[T]],
+    *,
+    seconds: float | None = None,
 ) -> T:
     """`on_container` for several at once."""
     auth = options.auth()
@@ -57,7 +75,7 @@ def on_containers(
     async def work() -> T:
         from swiftnbd.cli.stores import Stores
 
-        async with Stores(auth, seconds=STORE_SECONDS_MAX) as stores:
+        async with Stores(auth, seconds=seconds or STORE_SECONDS_MAX) as stores:
             return await action([stores.open(export) for export in exports])
 
     return run.run_interruptible(PROGRAM, work)
@@ -102,26 +120,50 @@ def mark_of_this_process() -> str:
     return mark_for(socket.gethostname(), 1 + os.getpid() % 65535)
 
 
+@dataclass(slots=True)
+class Held:
+    """A container that is ours for the moment.
+
+    ``store`` changes nothing once the lock is not ours any more. ``changed`` False: the disk is
+    what it was, so what the holder before us knew of it stays true.
+    """
+
+    lock: "Lock"
+    disk: DiskInfo
+    store: Store
+    changed: bool
+
+
 @asynccontextmanager
-async def locked(
+async def held(
     store: Store, name: str, pace: "Pace | None" = None, *, changed: bool = True
-) -> AsyncIterator["tuple[Lock, DiskInfo]"]:
+) -> AsyncIterator[Held]:
     """Hold the container's lock; whatever happens inside, try to give it back.
 
-    ``changed`` False: the disk will be what it was.
+    Whoever starts with ``changed`` False says so before the first change (`Held`).
     """
     from swiftnbd.cli.keeping import kept
     from swiftnbd.export.lock import Lock
 
     lock = Lock(store, mark_of_this_process(), pace)
     disk = await acquire(lock, name)
+    holding = Held(lock, disk, store, changed)
     try:
-        async with kept(lock, name):
-            yield lock, disk
+        async with kept(lock, name) as holding.store:
+            yield holding
     except BaseException:
-        await release_after_failure(lock, name, changed=changed)
+        await release_after_failure(lock, name, changed=holding.changed)
         raise
-    await _release(lock, name, changed=changed)
+    await _release(lock, name, changed=holding.changed)
+
+
+@asynccontextmanager
+async def locked(
+    store: Store, name: str, pace: "Pace | None" = None, *, changed: bool = True
+) -> AsyncIterator["tuple[Lock, DiskInfo]"]:
+    """`held`, for who changes no objects."""
+    async with held(store, name, pace, changed=changed) as holding:
+        yield holding.lock, holding.disk
 
 
 async def acquire(lock: "Lock", name: str) -> DiskInfo:

@@ -13,29 +13,23 @@ Objects of the same size, one by one::
 If the sizes differ, a window of whole target objects is put together from the source objects it
 overlaps, and each target object is compared and stored likewise.
 
-While it is under way the object `RECORD` in the target says so, and in whose tenure: who held the
-container since may have written to it, and no copy may go over that unasked.
+While it is under way a record in the target says so (`swiftnbd.cli.unfinished`).
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import md5
 
-from swiftnbd.cli.common import IN_FLIGHT_MAX
-from swiftnbd.cli.ctl_download import BUFFER_BYTES_MAX, read_object
+from swiftnbd.cli.common import BUFFER_BYTES_MAX, IN_FLIGHT_MAX, objects_in_flight
+from swiftnbd.cli.downloading import read_object
 from swiftnbd.cli.parallel import for_each, in_thread
 from swiftnbd.cli.progress import Advance
 from swiftnbd.errors import CopyUnsupported, CorruptObject
-from swiftnbd.export.layout import OWN_PREFIX, is_zeros, object_name
-from swiftnbd.export.lock import Lock, Tenure
+from swiftnbd.export.layout import is_zeros, object_name
 from swiftnbd.export.objects import DiskObjects
 from swiftnbd.export.presence import State
 from swiftnbd.store.base import Place, Store
-
-RECORD = OWN_PREFIX + "copy"
-_RECORD_BYTES_MAX = 16 * 1024
 
 
 @dataclass(slots=True)
@@ -47,37 +41,6 @@ class Tally:
     already_there: int = 0
     deleted: int = 0
     server_side: bool = False
-
-
-async def start_record(store: Store, lock: Lock, source: str) -> None:
-    """Say that a copy from ``source`` is under way, under this lock."""
-    marks = [lock.mark, lock.predecessor.last]
-    binding = lock.tenure.binding
-    fields = {"epoch": lock.tenure.epoch, "binding": binding, "marks": marks, "source": source}
-    await store.put(RECORD, json.dumps(fields, indent=1).encode() + b"\n")
-
-
-async def is_unfinished(store: Store, since: Tenure, source: str) -> bool:
-    """Whether a copy from ``source`` did not come to its end, and nobody was here ``since``."""
-    blob = await store.get(RECORD, newest=True, size_max=_RECORD_BYTES_MAX)
-    if blob is None:
-        return False
-    try:
-        fields = json.loads(blob.data)
-        # No epoch since then, and in the metadata no mark of 0.11, which makes none
-        return (
-            fields["source"] == source
-            and fields["epoch"] == since.epoch
-            and since.binding in ("", fields["binding"])
-            and since.last in fields["marks"]
-        )
-    except (ValueError, TypeError, KeyError):
-        return False
-
-
-async def finish_record(store: Store) -> None:
-    """Say that it is complete."""
-    await store.delete(RECORD)
 
 
 class Copy:
@@ -110,7 +73,7 @@ class Copy:
         """Return when the target is the source, and zeros behind it, durably."""
         self.tally.server_side = self._place is not None
         if self._sources.size == self._targets.size:
-            in_flight = max(1, min(IN_FLIGHT_MAX, BUFFER_BYTES_MAX // self._sources.size))
+            in_flight = objects_in_flight(self._sources.size)
             await for_each(self._work(), self._bring, in_flight=in_flight)
         else:
             windows = Windows(self._sources.size, self._targets.size)

@@ -8,6 +8,7 @@ import click
 from swiftnbd.cli import run
 from swiftnbd.cli.common import PROGRAM
 from swiftnbd.cli.ctl_bench import bench_command
+from swiftnbd.cli.ctl_check import check_command
 from swiftnbd.cli.ctl_check_auth import check_auth_command
 from swiftnbd.cli.ctl_copy import copy_command
 from swiftnbd.cli.ctl_delete import delete_command
@@ -19,6 +20,7 @@ from swiftnbd.cli.ctl_lock import lock_command, unlock_command
 from swiftnbd.cli.ctl_resize import resize_command
 from swiftnbd.cli.ctl_setup import setup_command
 from swiftnbd.cli.ctl_trim import trim_command
+from swiftnbd.cli.ctl_upload import upload_command
 from swiftnbd.cli.exits import EPILOG
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.log import log_for_ctl
@@ -36,9 +38,11 @@ from swiftnbd.log import log_for_ctl
         resize_command,
         lock_command,
         unlock_command,
+        upload_command,
         download_command,
         copy_command,
         trim_command,
+        check_command,
         delete_command,
         bench_command,
     ],
@@ -46,7 +50,7 @@ from swiftnbd.log import log_for_ctl
 @shared_options
 @click.pass_context
 def ctl(context: click.Context, /, options: SharedOptions) -> None:
-    """Set up, lock, download and delete the containers that swiftnbd-server exports."""
+    """Set up, lock, copy, check and delete the containers that swiftnbd-server exports."""
     log_for_ctl(verbose=options.verbose)
     context.obj = options
 

@@ -174,13 +174,14 @@ def _check_fits(disk: DiskInfo, there: DiskInfo, request: CopyRequest) -> None:
 
 
 async def _copy_held(here: Side, there: Side, request: CopyRequest, tell: Tell) -> "Tally":
-    from swiftnbd.cli.copying import Copy, finish_record, start_record
+    from swiftnbd.cli.copying import Copy
     from swiftnbd.cli.known import known_objects
+    from swiftnbd.cli.unfinished import COPY, finish_record, start_record
 
     _check_fits(here.disk, there.disk, request)
     await _check_overwrite(there, request, tell)
     # From now on the target is neither what it was nor what it will be.
-    await start_record(there.store, there.lock, request.source)
+    await start_record(there.store, COPY, there.lock, request.source)
     await there.store.set_metadata({_IMAGE_SIZE: ""})
     try:
         async with (
@@ -197,15 +198,15 @@ async def _copy_held(here: Side, there: Side, request: CopyRequest, tell: Tell) 
         raise
     if here.disk.image_size is not None:
         await there.store.set_metadata({_IMAGE_SIZE: str(here.disk.image_size)})
-    await finish_record(there.store)
+    await finish_record(there.store, COPY)
     return copying.tally
 
 
 async def _check_overwrite(there: Side, request: CopyRequest, tell: Tell) -> None:
     """Refuse to write over somebody's data, unless told to."""
-    from swiftnbd.cli.copying import is_unfinished
+    from swiftnbd.cli.unfinished import COPY, is_unfinished
 
-    if await is_unfinished(there.store, there.lock.predecessor, request.source):
+    if await is_unfinished(there.store, COPY, there.lock.predecessor, request.source):
         tell(f"{request.target}: going on with a copy that was interrupted")
     elif not request.force and await there.store.listing(prefix=PART_PREFIX, limit=1):
         raise SwiftnbdError(f"{request.target} holds data; to write over it, use --force")

@@ -3,7 +3,9 @@
 
 import logging
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import click
 
 from swiftnbd.cli.common import (
     IN_FLIGHT_MAX,
+    TRANSFER_SECONDS_MAX,
     Tell,
     acquire,
     mark_of_this_process,
@@ -23,9 +26,13 @@ from swiftnbd.cli.common import (
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
+from swiftnbd.cli.progress import Advance, progress
+from swiftnbd.cli.report import json_option, quiet_option
 from swiftnbd.cli.sizes import format_size
-from swiftnbd.errors import ContainerNotEmpty, SwiftnbdError
-from swiftnbd.store.base import Store
+from swiftnbd.cli.summary import Summary, report
+from swiftnbd.errors import ContainerNotEmpty, ExportUnusable, SwiftnbdError
+from swiftnbd.export.layout import deleted_metadata, is_deleted
+from swiftnbd.store.base import ContainerInfo, Store, list_all
 
 if TYPE_CHECKING:
     from swiftnbd.export.pace import Pace
@@ -34,27 +41,37 @@ if TYPE_CHECKING:
 TRIES_MAX = 6
 RETRY_SECONDS = 0.5  # doubles: 15 s in all
 
+Shown = Callable[[int], AbstractContextManager[Advance]]  # progress, given a total
+
 log = logging.getLogger(__name__)
 
 
 @click.command("delete")
 @container_argument()
 @click.option("--yes", is_flag=True, help="Don't ask.")
+@quiet_option
+@json_option
 @click.pass_obj
-def delete_command(options: SharedOptions, *, container: str, yes: bool) -> int:
+def delete_command(
+    options: SharedOptions, *, container: str, yes: bool, quiet: bool, as_json: bool
+) -> int:
     """Delete a container and all objects in it, the disk's and any other."""
     if not yes and sys.stdin.isatty():
-        summary = on_container(options, container, partial(summarize, name=container))
-        if not click.confirm(f"Delete {summary}?", err=True):
+        what = on_container(options, container, partial(summarize, name=container))
+        if not click.confirm(f"Delete {what}?", err=True):
             tell("nothing was deleted")
             return Exit.FAILED
-    on_container(options, container, partial(delete, name=container, tell=tell, pace=options.pace))
+    action = partial(delete, name=container, tell=tell, quiet=quiet, pace=options.pace)
+    summary = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
+    report(summary, f"Done, {container} has been deleted", as_json=as_json, tell=tell)
     return Exit.DONE
 
 
 async def summarize(store: Store, *, name: str) -> str:
     """What would be lost."""
     info = await read_container(store, name, count=True)
+    if is_deleted(info.metadata):
+        return f"{name}, all of whose objects are deleted already"
     disk = read_disk(info, name)
     return (
         f"{name}, a disk of {format_size(disk.geometry.size)}, "
@@ -67,53 +84,95 @@ async def delete(
     *,
     name: str,
     tell: Tell,
+    quiet: bool = True,
     pace: "Pace | None" = None,
     retry_seconds: float = RETRY_SECONDS,
-) -> None:
+) -> Summary:
     """Lock the container, delete its objects and then itself."""
+    from swiftnbd.cli.ctl_setup import holds_foreign
+
+    begin = time.monotonic()
+    info = await read_container(store, name)
+    deleted, transfer_seconds = 0, 0.0
+    if not is_deleted(info.metadata):
+        read_disk(info, name)
+        shown = partial(progress, f"Deleting {name}", quiet=quiet, tell=tell, unit="objects")
+        deleted, transfer_seconds = await _empty(store, info, name, pace, shown)
+    elif await holds_foreign(store):
+        raise ExportUnusable(f"{name} is no disk any more, and holds objects that never were one's")
+    await _delete_container(store, name, retry_seconds)
+    return {
+        "container": name,
+        "objects_deleted": deleted,
+        "transfer_seconds": round(transfer_seconds, 3),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+
+
+async def _empty(
+    store: Store, info: ContainerInfo, name: str, pace: "Pace | None", shown: Shown
+) -> tuple[int, float]:
+    """Delete all objects, holding the lock, and then say in the metadata that nothing is left.
+
+    How many there were, and the seconds it took.
+
+    From then on nobody can take it for a disk, so it needs no lock; and whoever deletes it again,
+    because we were killed, knows what it is.
+    """
     from swiftnbd.cli.keeping import kept
     from swiftnbd.export.lock import Lock
 
-    read_disk(await read_container(store, name), name)
     lock = Lock(store, mark_of_this_process(), pace)
     await acquire(lock, name)
     try:
         log.debug("deleting %s", name)
-        async with kept(lock, name):
-            await _delete_objects(store, lock.epoch_name)
-        await _delete_container(store, name, lock.epoch_name, retry_seconds)
+        begin = time.monotonic()
+        # Counted by the store, perhaps a moment ago; a folder would have to look at each.
+        with shown(info.objects or 0) as advance:
+            async with kept(lock, name) as leased:
+                deleted = await _delete_objects(leased, lock.epoch_name, advance)
+                seconds = time.monotonic() - begin
+                await leased.set_metadata(deleted_metadata())
     except BaseException:
         await release_after_failure(lock, name)
         raise
-    tell(f"Done, {name} has been deleted")
+    store.set_canary(None)
+    await store.delete(lock.epoch_name)
+    return deleted, seconds
 
 
-async def _delete_objects(store: Store, epoch: str) -> None:
+async def _delete_objects(store: Store, kept: str, advance: Advance) -> int:
     """Delete everything but our epoch, which proves until the end that a 404 is an absence."""
-    from swiftnbd.cli.parallel import for_each
+    from swiftnbd.cli.parallel import for_each_of
+
+    deleted = 0
 
     async def delete_object(name: str) -> None:
+        nonlocal deleted
         await store.delete(name)
+        deleted += 1
+        advance(1)
 
-    after = ""
-    while page := await store.listing(after=after):
-        names = (row.name for row in page if row.name != epoch)
-        await for_each(names, delete_object, in_flight=IN_FLIGHT_MAX)
-        after = page[-1].name
+    names = (row.name async for row in list_all(store) if row.name != kept)
+    await for_each_of(names, delete_object, in_flight=IN_FLIGHT_MAX)
+    return deleted
 
 
-async def _delete_container(store: Store, name: str, epoch: str, retry_seconds: float) -> None:
+async def _delete_container(store: Store, name: str, retry_seconds: float) -> None:
+    """Delete the container, and what its listing still shows, as often as it takes."""
     import asyncio
 
     for attempt in range(TRIES_MAX):
         if attempt:
             await asyncio.sleep(retry_seconds * 2 ** (attempt - 1))
-            await _delete_objects(store, epoch)
-        store.set_canary(None)
-        await store.delete(epoch)
+            await _delete_objects(store, "", _ignore)
         with suppress(ContainerNotEmpty):
             await store.delete_container()
             return
     raise SwiftnbdError(
         f"{name} is emptied, but the store still lists objects in it: try again in a minute"
     )
+
+
+def _ignore(_amount: int) -> None:
+    pass

@@ -1,101 +1,156 @@
 # SPDX-License-Identifier: MIT
-"""``swiftnbd-ctl download``: a container's disk as a raw image file."""
+"""``swiftnbd-ctl download``: a container's disk as a raw image."""
 
 import logging
+import os
+import sys
+import time
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from swiftnbd.cli.common import IN_FLIGHT_MAX, Tell, locked, on_container, tell
+from swiftnbd.cli.common import TRANSFER_SECONDS_MAX, Held, Tell, held, on_container, tell
 from swiftnbd.cli.completion import container_argument
-from swiftnbd.cli.image import ImageFile
+from swiftnbd.cli.image import STDOUT, Image, ImageFile, open_image
 from swiftnbd.cli.options import SharedOptions
-from swiftnbd.cli.progress import Advance, progress
-from swiftnbd.errors import CorruptObject
-from swiftnbd.export.layout import DiskInfo, object_name
+from swiftnbd.cli.progress import progress
+from swiftnbd.cli.report import json_option, quiet_option
+from swiftnbd.cli.summary import Summary, report, transferred
+from swiftnbd.errors import ConfigError
 from swiftnbd.export.pace import Pace
-from swiftnbd.store.base import Store
+from swiftnbd.store.base import Buffer, Store
 
-BUFFER_BYTES_MAX = 256 * 1024 * 1024  # objects of up to 64 MiB, several at once
+if TYPE_CHECKING:
+    from swiftnbd.export.presence import Presence
 
 log = logging.getLogger(__name__)
 
 
 @click.command("download")
 @container_argument()
-@click.argument("image", type=click.Path(dir_okay=False))
-@click.option("-q", "--quiet", is_flag=True, help="Don't show the progress.")
-@click.option("-f", "--force", is_flag=True, help="Replace IMAGE if it exists.")
+@click.argument("image", type=click.Path(dir_okay=False, allow_dash=True))
+@quiet_option
+@click.option("-f", "--force", is_flag=True, help="Replace IMAGE if it exists, or is a device.")
+@json_option
 @click.pass_obj
 def download_command(
-    options: SharedOptions, *, container: str, image: str, quiet: bool, force: bool
+    options: SharedOptions, *, container: str, image: str, quiet: bool, force: bool, as_json: bool
 ) -> None:
     """Download a container as a raw image.
 
-    The container is locked meanwhile. IMAGE appears when it is complete; what is zeros takes
-    no space in it.
+    IMAGE is a file, a block device (with --force), or - for standard output. The container is
+    locked meanwhile. A file appears when it is complete; what is zeros takes no space in it.
+    After an interruption, the same command goes on: with IMAGE.part, or with what the device
+    holds.
     """
-    with ImageFile(image, force=force) as file:
-        on_container(
-            options,
-            container,
-            partial(download, name=container, file=file, quiet=quiet, tell=tell, pace=options.pace),
+    how: dict[str, Any] = {"name": container, "quiet": quiet, "tell": tell, "pace": options.pace}
+    if image == STDOUT:
+        if as_json:
+            raise click.UsageError("--json and an image on standard output do not go together")
+        if sys.stdout is None or sys.stdout.isatty():
+            raise ConfigError("standard output is no file and no pipe: redirect it, or name a file")
+        summary = on_container(
+            options, container, partial(put_out, **how), seconds=TRANSFER_SECONDS_MAX
         )
+    else:
+        with open_image(image, force=force, container=container) as file:
+            action = partial(download, file=file, **how)
+            summary = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
+    report(summary, _sentence(summary), as_json=as_json, tell=tell)
 
 
 async def download(
     store: Store,
     *,
     name: str,
-    file: ImageFile,
+    file: Image,
     quiet: bool,
     tell: Tell,
     pace: Pace | None = None,
-) -> None:
+) -> Summary:
     """Copy the disk into ``file`` and commit it, holding the container's lock."""
+    from swiftnbd.cli.downloading import Download
     from swiftnbd.cli.parallel import in_thread
 
-    async with locked(store, name, pace, changed=False) as (_, disk):
+    begin = time.monotonic()
+    async with held(store, name, pace, changed=False) as holding:
         log.debug("downloading %s", name)
-        size = disk_bytes(disk)
-        file.set_size(size)
-        with progress(f"Downloading {name}", size, quiet=quiet, tell=tell) as advance:
-            await _copy(store, disk, file, advance)
-        await in_thread(file.commit)
-    tell(f"Done, {size} bytes written")
+        presence = await _presence(holding, name, tell)
+        started = time.monotonic()
+        try:
+            with progress(
+                f"Downloading {name}", holding.disk.geometry.size, quiet=quiet, tell=tell
+            ) as advance:
+                work = Download(store, holding.disk, presence, file, advance)
+                await work.run()
+            await in_thread(file.commit)
+        except BaseException:
+            _tell_what_stays(file, tell)
+            raise
+        transfer_seconds = time.monotonic() - started
+    return {
+        "container": name,
+        "image": str(file.path),
+        "bytes": work.size,
+        "bytes_fetched": work.fetched_bytes,
+        "objects_already_there": work.objects_already_there,
+        "transfer_seconds": round(transfer_seconds, 3),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
 
 
-def disk_bytes(disk: DiskInfo) -> int:
-    """Bytes of the image: those that were uploaded, if the disk is larger than that."""
-    return disk.geometry.size if disk.image_size is None else disk.image_size
+async def put_out(
+    store: Store, *, name: str, quiet: bool, tell: Tell, pace: Pace | None = None
+) -> Summary:
+    """Write the disk to standard output, in order, holding the container's lock."""
+    from swiftnbd.cli.downloading import Stream, contents, disk_bytes
+
+    begin = time.monotonic()
+    async with held(store, name, pace, changed=False) as holding:
+        disk = holding.disk
+        presence = await _presence(holding, name, tell)
+        started = time.monotonic()
+        stream = Stream(disk_bytes(disk), _write_to_stdout)
+        with progress(f"Downloading {name}", disk.geometry.size, quiet=quiet, tell=tell) as advance:
+            await stream.run(contents(store, disk, presence), advance)
+        transfer_seconds = time.monotonic() - started
+    return {
+        "container": name,
+        "image": STDOUT,
+        "bytes": stream.size,
+        "bytes_fetched": stream.fetched_bytes,
+        "objects_already_there": 0,
+        "transfer_seconds": round(transfer_seconds, 3),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
 
 
-async def _copy(store: Store, disk: DiskInfo, file: ImageFile, advance: Advance) -> None:
-    from swiftnbd.cli.parallel import for_each, in_thread
+async def _presence(holding: Held, name: str, tell: Tell) -> "Presence":
+    """Which objects need not be asked for, if that is known."""
+    from swiftnbd.cli.unfinished import COPY, UPLOAD, is_unfinished
+    from swiftnbd.cli.uploading import recalled
 
-    object_size = disk.geometry.object_size
-    size = disk_bytes(disk)
-
-    async def copy_object(index: int) -> None:
-        start = index * object_size
-        length = min(object_size, size - start)
-        data = await read_object(store, index, object_size)
-        if data is not None:
-            await in_thread(partial(file.write, start, data[:length]))
-        advance(length)
-
-    in_flight = max(1, min(IN_FLIGHT_MAX, BUFFER_BYTES_MAX // object_size))
-    await for_each(range(-(-size // object_size)), copy_object, in_flight=in_flight)
+    for record, what in ((UPLOAD, "an upload"), (COPY, "a copy")):
+        if await is_unfinished(holding.store, record):
+            tell(f"WARNING: {what} into {name} did not come to its end: a part of it is missing")
+    binding = holding.lock.predecessor.binding
+    return (await recalled(holding.store, holding.disk.geometry, binding)).presence
 
 
-async def read_object(store: Store, index: int, object_size: int) -> bytes | None:
-    """One object of the disk, whole and of the latest version; None if it is absent."""
-    name = object_name(index)
-    blob = await store.get(name, newest=True, size_max=object_size)
-    if blob is None:
-        return None
-    if len(blob.data) != object_size:
-        raise CorruptObject(
-            f"{store.label}: {name} has {len(blob.data)} bytes, expected {object_size}"
-        )
-    return blob.data
+def _tell_what_stays(file: Image, tell: Tell) -> None:
+    if isinstance(file, ImageFile) and file.holds_any():
+        tell(f"what was written stays in {file.part}: the same command goes on there")
+
+
+def _write_to_stdout(data: Buffer) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(sys.stdout.fileno(), view) :]
+
+
+def _sentence(summary: Summary) -> str:
+    fetched, seconds = int(summary["bytes_fetched"]), float(summary["transfer_seconds"])
+    already = int(summary["objects_already_there"])
+    done = transferred(fetched, seconds, "fetched", already)
+    return f"Done, {summary['bytes']} bytes written: {done}"

@@ -25,8 +25,8 @@ from swiftnbd.cli.common import (
     tell,
 )
 from swiftnbd.cli.completion import container_argument
-from swiftnbd.cli.ctl_download import read_object
 from swiftnbd.cli.ctl_setup import warn_of_limits
+from swiftnbd.cli.downloading import read_object
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress

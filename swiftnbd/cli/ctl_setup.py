@@ -24,6 +24,7 @@ from swiftnbd.export.layout import (
     OBJECT_SIZE_DEFAULT,
     OBJECT_SIZE_UNIT,
     OBJECTS_MAX,
+    OWN_PREFIX,
     PART_PREFIX,
     DiskInfo,
     Geometry,
@@ -33,7 +34,7 @@ from swiftnbd.export.layout import (
     setup_metadata,
 )
 from swiftnbd.export.pace import Pace
-from swiftnbd.store.base import OBJECT_BYTES_MAX, ContainerInfo, Listed, Store
+from swiftnbd.store.base import OBJECT_BYTES_MAX, ContainerInfo, Listed, Store, list_all
 
 # Smaller ones make a request per page of memory; disks of 0.11 that have them are still served.
 OBJECT_SIZE_NEW_MIN = 4096
@@ -204,8 +205,16 @@ async def _refuse_in_use(store: Store, info: ContainerInfo, name: str) -> None:
         disk = _parse(info)
         size = f" with {format_size(disk.geometry.size)}" if disk else ""
         raise SwiftnbdError(f"{name} has already been setup{size}; to set it up again, use --force")
-    if await store.listing(limit=1):
+    if await holds_foreign(store):
         raise SwiftnbdError(f"{name} holds objects that are no disk's; to use it, give --force")
+
+
+async def holds_foreign(store: Store) -> bool:
+    """Whether anything is listed that is not ours; what a killed deletion left is."""
+    async for row in list_all(store):
+        if not row.name.startswith(OWN_PREFIX):
+            return True
+    return False
 
 
 async def _refuse_unreadable(

@@ -43,6 +43,7 @@ def _server(plan: Plan) -> dict[str, Any]:
         "single": not server.listen,
         "run": plan.command is not None,
         "pid_file": plan.pid_file,
+        "account": None if plan.account is None else asdict(plan.account),
         "store": _store(plan.auth),
         "http": None if server.http is None else _address(server.http),
         "tls": None if server.tls is None else asdict(server.tls),

@@ -33,6 +33,7 @@ class Exit(IntEnum):
     NO_CONTAINER = 4
     REFUSED = 5
     UNREACHABLE = 6
+    DAMAGED = 7
     INTERRUPTED = 130
 
 
@@ -55,6 +56,7 @@ Exit codes:
   4    the container is unknown, missing or not set up
   5    the login was refused
   6    the store cannot be reached
+  7    check found damage
   130  interrupted
 """
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from swiftnbd.errors import StoreError
-from swiftnbd.export.lease import Keeper
+from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import Lock
 
 
@@ -32,14 +32,17 @@ class _Command:
 
 
 @asynccontextmanager
-async def kept(lock: Lock, name: str) -> AsyncIterator[None]:
-    """Renew an acquired lock; if that fails, what is inside is cancelled, as a `StoreError`."""
+async def kept(lock: Lock, name: str) -> AsyncIterator[Leased]:
+    """Renew an acquired lock; if that fails, what is inside is cancelled, as a `StoreError`.
+
+    Gives the lock's store for what is inside to change: not after the lease, whatever happens.
+    """
     command = _Command()
     keeper = Keeper(lock, command)
     keeper.start()
     try:
         try:
-            yield
+            yield Leased(lock.store, keeper)
         finally:
             await keeper.stop()
     except asyncio.CancelledError:

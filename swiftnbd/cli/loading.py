@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 
 from swiftnbd.cli.common import locked_by
 from swiftnbd.cli.exits import Exit, SeveralFailed, exit_code
@@ -25,60 +24,89 @@ RETRY_SECONDS = 1.0  # between tries, each of which goes on for the time-out of 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Exports:
-    """By name: ``ready`` in the order of the configuration, ``coming`` may be ready later."""
-
-    ready: dict[str, Export] = field(default_factory=dict)
-    coming: dict[str, Export] = field(default_factory=dict)
-
-
 @asynccontextmanager
 async def loaded(
     exports: Sequence[Export],
     *,
     late_seconds: float = LATE_SECONDS,
     retry_seconds: float = RETRY_SECONDS,
-) -> AsyncIterator[Exports]:
+) -> AsyncIterator["Loader"]:
     """Those of ``exports`` that can be served, at least one; others join as long as this lasts.
 
     One WARNING for each that cannot be served now. Raises `SeveralFailed` if none can.
     """
-    loader = _Loader(exports, retry_seconds)
-    tasks = [asyncio.create_task(loader.load(export)) for export in exports]
+    loader = Loader(retry_seconds)
+    for export in exports:
+        loader.add(export)
     try:
         await loader.some_ready(late_seconds)
-        yield loader.found
+        loader.is_later = True
+        yield loader
     finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                log.error("loading an export failed", exc_info=result)
+        await loader.stop()
 
 
-class _Loader:
-    """Loads exports. One is decided when its first try has ended."""
+class Loader:
+    """Loads exports: ``ready`` in the order of the configuration, ``coming`` may be ready later.
 
-    def __init__(self, exports: Sequence[Export], retry_seconds: float) -> None:
-        self.found = Exports(coming={export.name: export for export in exports})
-        self._order = [export.name for export in exports]
-        self._undecided = set(self._order)
+    One is decided when its first try has ended. ``is_later``: the start is over, so that what
+    becomes ready is told of.
+    """
+
+    def __init__(self, retry_seconds: float) -> None:
+        self.ready: dict[str, Export] = {}
+        self.coming: dict[str, Export] = {}
+        self.is_later = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._order: list[str] = []
+        self._undecided: set[str] = set()
         self._told: set[str] = set()
-        self._failures: list[SwiftnbdError] = []
+        self._failures: dict[str, SwiftnbdError] = {}  # the last one of each
         self._slots = asyncio.Semaphore(LOADS_AT_ONCE_MAX)
         self._changed = asyncio.Event()
         self._retry_seconds = retry_seconds
+
+    def add(self, export: Export) -> None:
+        """Load one more, whose name is neither ready nor coming."""
+        name = export.name
+        self.coming[name] = export
+        self._undecided.add(name)
+        self._told.discard(name)
+        if name not in self._order:
+            self._order.append(name)
+        self._tasks[name] = asyncio.get_running_loop().create_task(self._load(export))
+
+    def check(self, export: Export) -> None:
+        """Look again at one that is ready. It stays so; only a WARNING may come."""
+        self._tasks[export.name].cancel()  # the last look
+        self._tasks[export.name] = asyncio.get_running_loop().create_task(self._look_again(export))
+
+    def forget(self, name: str) -> None:
+        """Load one no more that is coming."""
+        del self.coming[name]
+        self._tasks.pop(name).cancel()
+
+    def put_in_order(self, names: Sequence[str]) -> None:
+        """Let those of ``names`` be in this order."""
+        self._order = [*names, *(name for name in self._order if name not in names)]
+
+    async def stop(self) -> None:
+        """Load no more."""
+        for task in self._tasks.values():
+            task.cancel()
+        results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                log.error("loading an export failed", exc_info=result)
 
     async def some_ready(self, late_seconds: float) -> None:
         """Wait until all are decided; if some are ready, for the others only so long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(late_seconds):
                 await self._until(lambda: not self._undecided)
-        await self._until(lambda: bool(self.found.ready) or not self._undecided)
-        if not self.found.ready:
-            raise SeveralFailed("no container is left to export", self._failures)
+        await self._until(lambda: bool(self.ready) or not self._undecided)
+        if not self.ready:
+            raise SeveralFailed("no container is left to export", list(self._failures.values()))
         for name in self._order:
             if name in self._undecided:
                 self._tell_late(name, "no answer yet")
@@ -88,7 +116,7 @@ class _Loader:
             self._changed.clear()
             await self._changed.wait()
 
-    async def load(self, export: Export) -> None:
+    async def _load(self, export: Export) -> None:
         """Return when it is ready, or never will be."""
         about(export=export.name)
         try:
@@ -97,6 +125,13 @@ class _Loader:
                 await asyncio.sleep(self._retry_seconds)
         finally:
             self._decided(export.name)
+
+    async def _look_again(self, export: Export) -> None:
+        about(export=export.name)
+        try:
+            await export.look_again()
+        except SwiftnbdError as error:
+            log.warning("%s: with its new settings: %s", export.name, error)
 
     def _decided(self, name: str) -> None:
         self._undecided.discard(name)
@@ -109,14 +144,14 @@ class _Loader:
             async with self._slots:
                 await export.load()
         except SwiftnbdError as error:
-            self._failures.append(error)
+            self._failures[name] = error
             if exit_code(error) is Exit.UNREACHABLE:
                 self._tell_late(name, str(error))
                 return False
-            del self.found.coming[name]
+            del self.coming[name]
             log.warning("%s: %s; skipping", name, error)
         else:
-            self._add(self.found.coming.pop(name))
+            self._add(self.coming.pop(name))
         return True
 
     def _tell_late(self, name: str, reason: str) -> None:
@@ -125,12 +160,14 @@ class _Loader:
             log.warning("%s: %s; it is served as soon as it can be reached", name, reason)
 
     def _add(self, export: Export) -> None:
-        ready = self.found.ready
+        ready = self.ready  # the server has this very dictionary
         ready[export.name] = export
         in_order = {name: ready[name] for name in self._order if name in ready}
         ready.clear()
         ready.update(in_order)
         if export.name in self._told:
             log.info("%s: reached, it is served now", export.name)
+        elif self.is_later:
+            log.info("%s: it is served now", export.name)
         if holder := export.info.client:
             log.info("%s", locked_by(export.name, holder))

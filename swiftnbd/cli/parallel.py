@@ -2,8 +2,10 @@
 """Many small pieces of work at once, and blocking work beside the event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -22,9 +24,31 @@ async def for_each(
         for item in remaining:  # shared: no await between taking an item and owning it
             await work(item)
 
+    await _workers(worker, in_flight)
+
+
+async def for_each_of(
+    items: AsyncIterator[T], work: Callable[[T], Awaitable[None]], *, in_flight: int
+) -> None:
+    """`for_each` of items that are waited for, one after the other."""
+    turn = asyncio.Lock()
+
+    async def worker() -> None:
+        while True:
+            async with turn:
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
+            await work(item)
+
+    await _workers(worker, in_flight)
+
+
+async def _workers(worker: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(in_flight):
+            for _ in range(count):
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -43,3 +67,32 @@ async def in_thread(work: Callable[[], T]) -> T:
         if not future.cancelled():
             future.exception()  # seen: nobody is left to be told
         raise
+
+
+async def abandonable(work: Callable[[], T]) -> T:
+    """Run blocking ``work()`` in a thread that nobody waits for: not who is cancelled, nor exit.
+
+    For pipes, whose other end may never read or write again.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return  # cancelled
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, result, failed)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, replace
 
+from swiftnbd.cli.accounts import account_of
 from swiftnbd.cli.cache import CacheOptions, check_folder
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.outages import OutageOptions
@@ -17,6 +18,8 @@ from swiftnbd.server.config import (
     ListenAddress,
     ServerConfig,
 )
+from swiftnbd.server.notify import ServiceManager
+from swiftnbd.server.privileges import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Plan:
     exports: tuple[ExportConfig, ...]
     pid_file: str | None = None
     command: str | None = None  # to run meanwhile
+    account: Account | None = None  # whom to run as
     is_captive: bool = False  # whoever has started it in such a way waits for it
 
     def cache_of(self, export: ExportConfig) -> CacheSettings:
@@ -60,6 +64,7 @@ class Flags:
         self,
         addresses: tuple[ListenAddress, ...],
         connection: Connection | None = None,
+        manager: ServiceManager | None = None,
         *,
         is_captive: bool = False,
     ) -> Plan:
@@ -92,11 +97,13 @@ class Flags:
                 outages=self.outage.settings,
                 http=self.process.http,
                 slow_seconds=self.process.slow,
+                manager=manager,
             ),
             auth,
             exports,
             self.process.pid_file or (None if is_captive else PID_FILE_DEFAULT),
             self.listen.run,
+            account_of(self.process.user, self.process.group),
             is_captive=is_captive,
         )
         for folder in {plan.cache_of(export).disk_directory for export in exports}:

@@ -50,6 +50,8 @@ class ProcessOptions:
     """The process around the server."""
 
     foreground: bool
+    user: str | None
+    group: str | None
     pid_file: str | None
     log_file: str | None
     syslog: bool
@@ -89,6 +91,18 @@ process_options = flag_group(
         is_flag=True,
         help="Don't detach from the terminal (foreground mode); implied by --single, --run and "
         "sockets from systemd.",
+    ),
+    _process(
+        "-u",
+        "--user",
+        metavar="USER",
+        help="Run as this user, once the server listens and has read its files; name or number.",
+    ),
+    _process(
+        "-g",
+        "--group",
+        metavar="GROUP",
+        help="With this group (default: the user's, with all others it is in).",
     ),
     _process(
         "--pid-file",

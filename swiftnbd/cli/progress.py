@@ -13,12 +13,14 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def progress(title: str, total: int, *, quiet: bool, tell: Tell) -> Iterator[Advance]:
-    """Gives ``advance(bytes)``."""
+def progress(
+    title: str, total: int, *, quiet: bool, tell: Tell, unit: str = "bytes"
+) -> Iterator[Advance]:
+    """Gives ``advance(amount)``, of ``total`` bytes or of whatever ``unit`` says."""
     if quiet or total == 0:
         yield lambda _amount: None
     elif sys.stderr.isatty():
-        with _bar(title, total) as advance:
+        with _bar(title, total, unit) as advance:
             yield advance
     else:
         yield plain_lines(title, total, tell)
@@ -40,25 +42,24 @@ def plain_lines(title: str, total: int, tell: Tell) -> Advance:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Advance]:
+def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    amounts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn(escape(unit)))
+    if unit == "bytes":
+        amounts = (DownloadColumn(binary_units=True), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(title), total=total)
         yield lambda amount: bar.advance(task, amount)

@@ -5,15 +5,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from swiftnbd.cli import run
-from swiftnbd.cli.activation import take_handed_over
+from swiftnbd.cli.activation import take_handed_over, take_service_manager
 from swiftnbd.cli.cache import CacheOptions, cache_options
 from swiftnbd.cli.dump import dumped
 from swiftnbd.cli.exits import EPILOG, Exit
@@ -33,8 +34,8 @@ from swiftnbd.cli.server_options import (
     lock_options,
 )
 from swiftnbd.cli.tls import TlsOptions, tls_options
-from swiftnbd.errors import SwiftnbdError
-from swiftnbd.server.config import ExportConfig, ServerConfig
+from swiftnbd.errors import ConfigError, SwiftnbdError
+from swiftnbd.server.config import ExportConfig, InheritedSocket, ServerConfig, UnixAddress
 from swiftnbd.server.daemon import (
     PidFile,
     fill_standard_streams,
@@ -42,6 +43,7 @@ from swiftnbd.server.daemon import (
     take_standard_streams,
 )
 from swiftnbd.server.descriptors import connections_possible, raise_limit
+from swiftnbd.server.privileges import Account, become
 
 if TYPE_CHECKING:
     from swiftnbd.export.export import Export
@@ -88,6 +90,7 @@ def server(
     Prints the NBD URI of each export when it is ready, and only then detaches.
     """
     handed_over = take_handed_over(os.environ)
+    manager = take_service_manager(os.environ)
     addresses = listen.addresses(handed_over)
     flags = Flags(
         *(options, listen, serving, caching, encryption, locking, outage, handshake, process),
@@ -99,32 +102,53 @@ def server(
         return Exit.DONE
     connection = take_standard_streams() if listen.single else None
     process.log(verbose=options.verbose)
-    plan = flags.plan(addresses, connection, is_captive=is_captive)
+
+    def plan() -> Plan:
+        return flags.plan(addresses, connection, manager, is_captive=is_captive)
+
+    first = plan()
+    again = partial(_from_folder, _folder(), plan)
 
     def work(detach: Detach) -> int:
         try:
-            return serve(plan, detach)
+            return serve(first, detach, again)
         except SwiftnbdError as error:
             if process.is_logged_elsewhere:  # else the terminal would show it twice
                 log.error("%s", error)
             raise
 
-    return work(lambda: None) if process.foreground or plan.is_captive else run_detached(work)
+    return work(lambda: None) if process.foreground or is_captive else run_detached(work)
 
 
-def serve(plan: Plan, detach: Detach) -> int:
-    """Hold the pid file and run the server to its end; the exit code."""
+def _folder() -> str:
+    """The one we are in, which a daemon leaves: names of files may be relative to it."""
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return "/"
+
+
+def _from_folder(folder: str, plan: Callable[[], Plan]) -> Plan:
+    with chdir(folder):
+        return plan()
+
+
+def serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
+    """Hold the pid file and run the server to its end; the exit code. ``read`` plans anew."""
     with PidFile(plan.pid_file) if plan.pid_file else nullcontext():
         # Until the server handles signals itself, they end its start in order.
-        return run.run_interruptible(PROGRAM, lambda: _serve(plan, detach))
+        return run.run_interruptible(PROGRAM, lambda: _serve(plan, detach, read))
 
 
-async def _serve(plan: Plan, detach: Detach) -> int:
+async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
     from swiftnbd.cli.loading import loaded
+    from swiftnbd.cli.reloading import Reloader
     from swiftnbd.cli.stores import Stores
     from swiftnbd.server.server import Server
 
     def ready(places: "Sequence[Place]") -> None:
+        if plan.account is not None:
+            give_up_root(plan, plan.account, places)
         if not plan.is_captive:
             for name in exports.ready:
                 for place in places:
@@ -134,18 +158,23 @@ async def _serve(plan: Plan, detach: Detach) -> int:
             sys.stdout.flush()
         detach()
 
+    def make(export: ExportConfig) -> "Export":
+        return new_export(plan, export, open_store)
+
     def open_store(export: ExportConfig) -> "Store":
         return stores.open(export, seconds=outages_of(export, plan.server.outages).seconds)
 
     async with (
         Stores(plan.auth, slow_seconds=plan.server.slow_seconds) as stores,
-        loaded([new_export(plan, config, open_store) for config in plan.exports]) as exports,
+        loaded([make(config) for config in plan.exports]) as exports,
     ):
         captive = partial(_captive, plan, tuple(exports.ready)) if plan.command else None
         config = with_room(plan.server, len(plan.exports))
         traffic = stores.traffic if plan.auth.directory is None else None
         server = Server(exports.ready, config, exports.coming, traffic)
-        return await server.run(ready, captive)
+        reloader = Reloader(plan, read, make, exports, server)
+        serves_one = plan.command or config.connection  # and ends with it
+        return await server.run(ready, captive, None if serves_one else reloader.reload)
 
 
 def new_export(
@@ -183,6 +212,19 @@ def with_room(config: ServerConfig, exports: int) -> ServerConfig:
         files,
     )
     return replace(config, connections_max=possible)
+
+
+def give_up_root(plan: Plan, account: Account, places: "Sequence[Place]") -> None:
+    """Be ``account``. ConfigError if it cannot use what the server needs all the time."""
+    listen = plan.server.listen
+    sockets = [Path(place.path) for place in places if place.path]
+    if any(isinstance(address, InheritedSocket) for address in listen):
+        sockets = []  # theirs who made them
+    private = [path.parent for path in sockets if UnixAddress(path) not in listen]
+    become(account, [*sockets, *private])
+    folder = plan.auth.directory
+    if folder is not None and not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{account.name} cannot read {folder}")
 
 
 def _captive(plan: Plan, names: Sequence[str], places: "Sequence[Place]") -> "Captive":

@@ -49,6 +49,8 @@ class Stores:
             await store.close()
         for account in self._accounts.values():
             await account.close()
+        for outages in self._outages.values():
+            outages.close()
 
     def open(self, export: ExportConfig, *, seconds: float | None = None) -> Store:
         """The store of one container, perhaps with ``seconds`` of its own. Nothing is sent yet."""

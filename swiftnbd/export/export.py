@@ -19,9 +19,8 @@ export takes no lock and is shared by all.
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from errno import ESHUTDOWN
 from typing import NoReturn
 
@@ -38,10 +37,11 @@ from swiftnbd.export.disk_cache import DiskCache
 from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import NOBODY, Lock, Sighting
-from swiftnbd.export.marks import describe_holder, mark_for
+from swiftnbd.export.marks import describe_holder, holder_host, mark_for
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
 from swiftnbd.export.status import CacheStatus, ExportState, ExportStatus
+from swiftnbd.export.turns import Turns
 from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
@@ -93,11 +93,13 @@ class Export:
     _keeper: Keeper | None = field(init=False, default=None)
     _watch: Watch = field(init=False)
     _connections: int = field(init=False, default=0)
-    _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    turns: Turns = field(init=False)
     _retry: asyncio.Task[None] | None = field(init=False, default=None)
+    _is_retired: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._watch = Watch(self.store)
+        self.turns = Turns(self._is_idle)
 
     async def load(self) -> None:
         """Read what the container says of its disk, and who holds it if we are to take over.
@@ -161,9 +163,11 @@ class Export:
         """
         if self._client is not None and not self.read_only:
             self._check_same(client, self._client)  # at once, not after the turn of others
-        async with self._turn:
+        async with self.turns:
             await self._stop_retrying()
             self._check_not_lost()
+            if self._is_retired:
+                raise ContainerMissing(f"{self.name} is not exported any more")
             if self._connections and not self.read_only:
                 assert self._client is not None
                 self._check_same(client, self._client)
@@ -289,7 +293,7 @@ class Export:
 
     async def _lock_for(self, client: Client, over: Sighting) -> None:
         """Have the lock, with the container's metadata adopted. ``over`` may be superseded."""
-        lock = Lock(self.store, mark_for(_holder_host(client), client.port), self.pace)
+        lock = Lock(self.store, mark_for(holder_host(client.host), client.port), self.pace)
         try:
             info = await lock.acquire(over)
         except (Locked, ExportUnusable, ContainerMissing):
@@ -344,11 +348,35 @@ class Export:
         # whoever has the container now may have a use for the file
         self._closing = asyncio.get_running_loop().create_task(self._close_disk_cache(None))
 
+    # Changing what is exported, and how
+
+    def change(self, new: "Export") -> None:
+        """Be as ``new``, of the same name and never used. Only while this one is idle."""
+        assert self._is_idle()
+        for each in fields(self):
+            if each.init and each.name not in ("name", "counters"):
+                setattr(self, each.name, getattr(new, each.name))
+        self._watch = Watch(self.store)
+        self._is_disk_usable = True
+
+    def retire(self) -> None:
+        """Accept nobody any more: one may have found it before it was removed."""
+        self._is_retired = True
+
+    async def look_again(self) -> None:
+        """`load` anew, unless it is in use."""
+        async with self.turns:
+            if self._is_idle():
+                await self.load()
+
+    def _is_idle(self) -> bool:
+        return not self._connections and not self.attached
+
     # Letting go
 
     async def detach(self) -> None:
         """One connection less. The last one writes back and unlocks; failing that, keeps both."""
-        async with self._turn:
+        async with self.turns:
             self._connections -= 1
             if self._connections:
                 return
@@ -363,7 +391,7 @@ class Export:
 
     async def shut_down(self) -> None:
         """The server ends: let go of the container. Raises `SwiftnbdError` saying what is lost."""
-        async with self._turn:
+        async with self.turns:
             await self._stop_retrying()
             if not self.is_lost:
                 await self._let_go()
@@ -398,7 +426,7 @@ class Export:
     async def _retry_let_go(self) -> None:
         while True:
             await asyncio.sleep(KEPT_RETRY_SECONDS)
-            async with self._turn:
+            async with self.turns:
                 if self.is_lost:
                     return
                 try:
@@ -419,10 +447,3 @@ class Export:
 
 def _no_lock() -> None:
     """There is none to check."""
-
-
-def _holder_host(client: Client) -> str:
-    """The host in our mark: a loopback address would mean nothing to others."""
-    if client.host == "localhost" or client.host.startswith("127.") or client.host == "::1":
-        return socket.gethostname()
-    return client.host

@@ -11,6 +11,7 @@ A disk of ``objects * object_size`` bytes is cut into objects ``disk.part/%08i``
     swiftnbd-last         who held it before
     swiftnbd-epoch        ours: number of the newest lock epoch (`swiftnbd.export.epoch`)
     swiftnbd-image-size   ours: bytes of an uploaded image that fills the disk only in part
+    swiftnbd-deleting     ours, alone: all its objects are deleted, it is about to be
 
 swiftnbd 0.11 wrote ``object_size``, which a current Swift drops; we write ``object-size`` and
 read both. What else we store lies under ``swiftnbd/``, which 0.11 never looks at.
@@ -97,12 +98,26 @@ def is_set_up(metadata: Mapping[str, str]) -> bool:
     return META_PREFIX + "version" in metadata and META_PREFIX + "objects" in metadata
 
 
+def is_deleted(metadata: Mapping[str, str]) -> bool:
+    """Whether a deletion came so far that only the container was left."""
+    return META_PREFIX + "deleting" in metadata and not is_set_up(metadata)
+
+
+def deleted_metadata() -> dict[str, str]:
+    """What a deletion writes when all objects are gone: no disk, no lock, nothing to go on from."""
+    keys = ("objects", "object-size", "client", "last", "epoch", "image-size")
+    gone = {META_PREFIX + key: "" for key in ("version", *keys)}
+    return gone | {META_PREFIX + "deleting": "1"}
+
+
 def parse_metadata(metadata: Mapping[str, str]) -> DiskInfo:
     """Read container metadata (`swiftnbd.store.base.ContainerInfo`).
 
     Raises `ExportUnusable`, one sentence without the container's name, if it is not set up
     or does not make sense.
     """
+    if is_deleted(metadata):
+        raise ExportUnusable("it is deleted but for the container itself; run: swiftnbd-ctl delete")
     if not is_set_up(metadata):
         raise ExportUnusable("it is not set up; run: swiftnbd-ctl setup")
     version = metadata[META_PREFIX + "version"]
@@ -134,6 +149,7 @@ def setup_metadata(geometry: Geometry) -> dict[str, str]:
         META_PREFIX + "client": "",
         META_PREFIX + "last": "",
         META_PREFIX + "image-size": "",
+        META_PREFIX + "deleting": "",
     }
 
 

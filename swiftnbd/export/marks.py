@@ -2,6 +2,7 @@
 """Who holds a container, in words that swiftnbd 0.11 understands: ``HOST:PORT@UNIXTIME``."""
 
 import re
+import socket
 import time
 from datetime import UTC, datetime
 
@@ -28,3 +29,10 @@ def describe_holder(mark: str) -> str:
 def describe_time(seconds: int) -> str:
     """Unix time for people."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def holder_host(host: str) -> str:
+    """A client's host as it stands in a mark: a loopback address would mean nothing to others."""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return socket.gethostname()
+    return host

@@ -109,6 +109,11 @@ class DiskObjects:
         """Whether there is proof that it does not exist, and so reads as zeros."""
         return self.presence.get(index) is State.ABSENT
 
+    def holds_any(self) -> bool:
+        """Whether any object is known to exist."""
+        runs = self.presence.runs(0, self.presence.objects)
+        return any(state is State.PRESENT for _, state in runs)
+
     async def get(self, index: int, start: int, end: int, *, urgent: bool) -> bytes | None:
         """Bytes ``[start, end)`` of one object, or None if it does not exist."""
         found = await self.local.find(index, start, end) if self.local is not None else None
@@ -175,7 +180,13 @@ class DiskObjects:
         newest = not self._etags.knows(index)
         while True:
             with self._looking(index) as look:
-                found = await ask(newest)
+                try:
+                    found = await ask(newest)
+                except CorruptObject:
+                    # It exists. Swift sets it aside and says 404 from now on: that is no zeros.
+                    if look.counts:
+                        self.presence.set(index, State.PRESENT)
+                    raise
             if self._fits(index, found):
                 if look.counts:
                     self._learn(index, None if found is None else found.etag)

@@ -10,6 +10,7 @@ from typing import Any
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.server.access import Access
+from swiftnbd.server.notify import ServiceManager
 from swiftnbd.store.login import LoginSettings
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
@@ -105,7 +106,8 @@ class ServerConfig:
     export that does not say otherwise.
 
     ``http`` is where to serve metrics and the page, None: nowhere. Requests that take
-    ``slow_seconds`` are logged, those of clients and those to a Swift.
+    ``slow_seconds`` are logged, those of clients and those to a Swift. ``manager`` is told how it
+    goes.
 
     ``default_export`` is what the empty name means; None: the only export, if there is but one.
     ``structured_replies`` and ``mask_handshake`` (what is left of the handshake flags) take from
@@ -130,3 +132,4 @@ class ServerConfig:
     mask_handshake: int = 0xFFFF
     http: TcpAddress | None = None
     slow_seconds: float = inf
+    manager: ServiceManager | None = None

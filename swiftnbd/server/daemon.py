@@ -140,6 +140,7 @@ class PidFile:
         # Unlink while it is still locked, so that nobody's new file is hit.
         with suppress(OSError):
             if self._is_still_at_path(self._descriptor):
+                os.ftruncate(self._descriptor, 0)  # who gave up root may not unlink it
                 self.path.unlink()
         os.close(self._descriptor)
 

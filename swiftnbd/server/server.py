@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from time import monotonic
@@ -22,11 +22,12 @@ from swiftnbd.export.export import Client, Export
 from swiftnbd.export.settings import CacheSettings
 from swiftnbd.log import Subject, about
 from swiftnbd.metrics import StoreTraffic
-from swiftnbd.server.access import Origin
+from swiftnbd.server.access import Access, Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.captive import Captive
-from swiftnbd.server.config import ServerConfig, TcpAddress
+from swiftnbd.server.config import ServerConfig, TcpAddress, TlsConfig
+from swiftnbd.server.hangup import Hangup
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.monitor import ConnectionStatus, Monitor
 from swiftnbd.server.negotiation import Agreed, Negotiation, Upgraded
@@ -35,6 +36,7 @@ from swiftnbd.server.peers import Peer, peer_of
 from swiftnbd.server.sockets import close, closed, keep_alive
 from swiftnbd.server.stats import log_stats_forever
 from swiftnbd.server.stdio import StandardClient
+from swiftnbd.server.supervision import Supervision
 from swiftnbd.server.tls import server_tls
 from swiftnbd.server.tls_transport import TLS_BYTES_MAX
 from swiftnbd.server.transmission import CONNECTION_BYTES_MAX, Transmission
@@ -89,6 +91,9 @@ class Server:
         self._transmissions: dict[Transmission, _Session] = {}
         self._patience = Patience(self._budget)
         self._watch: asyncio.Task[None] | None = None
+        self.supervision = Supervision(
+            config.manager, exports, self._coming, lambda: len(self._transmissions)
+        )
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
 
@@ -96,20 +101,28 @@ class Server:
         self,
         ready: Callable[[Sequence[Place]], None],
         captive: Callable[[Sequence[Place]], Captive] | None = None,
+        reload: Callable[[], None] | None = None,
     ) -> int:
         """Serve until a signal; the exit code. ``ready`` is told where it listens.
 
-        A ``captive`` command is run meanwhile, and its end ends the server.
+        A ``captive`` command is run meanwhile, and its end ends the server. SIGHUP calls
+        ``reload``, unless it is None or the terminal is gone: then it ends the server, too.
         """
+        hangup = Hangup(reload, self._stopping)
         places = await self.start()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number, handler in {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGHUP: hangup.came,
+        }.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                loop.add_signal_handler(number, self._on_signal)
+                loop.add_signal_handler(number, handler)
         stats = loop.create_task(log_stats_forever(self._exports.values()))
         code = 0
         try:
             ready(places)
+            self.supervision.ready()
             if captive is None:
                 await self._stopping.wait()
             else:
@@ -150,9 +163,11 @@ class Server:
         patience = SHUTDOWN_SECONDS_MORE + max(
             (export.outages.seconds for export in self._exports.values()), default=0.0
         )
+        self.supervision.ending(patience)
         unstored = inf
-        while self._unstored() < unstored:  # slow is no reason to lose bytes: it must stand still
-            unstored = self._unstored()
+        # slow is no reason to lose bytes: it must stand still
+        while self.supervision.unstored < unstored:
+            unstored = self.supervision.unstored
             done, _ = await asyncio.wait(
                 {orderly, forced}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )
@@ -172,6 +187,7 @@ class Server:
             await export.abandon()
         if self._http is not None:
             await self._http.close()
+        self.supervision.ended()
         log.info("exiting")
         return all(whole)
 
@@ -188,6 +204,17 @@ class Server:
         self._http = http
         log.info("metrics and status at %s", self.http_url)
 
+    def change(self, tls: TlsConfig | None, access: Mapping[str, Access]) -> Callable[[], None]:
+        """Read the files of TLS again; what is returned has new connections use them, and the
+        rules for exports. Raises `ConfigError`, and then nothing has changed."""
+        made = server_tls(tls) if tls else None
+
+        def use() -> None:
+            self._tls = made
+            self._config = replace(self._config, tls=tls, export_access=access)
+
+        return use
+
     def connections(self) -> list[ConnectionStatus]:
         """Those that have chosen an export."""
         now = monotonic()
@@ -200,11 +227,6 @@ class Server:
             )
             for transmission, session in self._transmissions.items()
         ]
-
-    def _unstored(self) -> int:
-        """Bytes that are not written back."""
-        devices = (export.device for export in self._exports.values())
-        return sum(device.dirty_bytes for device in devices if device is not None)
 
     async def _shut_down(self) -> None:
         self._listeners.close()

@@ -154,7 +154,8 @@ class Http:
                         return await exchange.carry_out(connections.session, connect, proxy, seen)
         except (aiohttp.ClientConnectorError, TimeoutError):
             await proxy.failed()
-            if silence.was_long:
+            # asked again: the body may have been asked for, and sent, since the silence was noticed
+            if silence.was_long and exchange.is_harmless:
                 raise _SilentError from None
             raise
         except (aiohttp.ClientError, OSError):

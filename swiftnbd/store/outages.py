@@ -150,6 +150,8 @@ class Circuit:
         self.due = 0.0
 
     def _open(self, error: StoreUnavailable) -> None:
+        if self._outages.is_closed:
+            return
         self.is_open, self.error = True, error
         self._interval = self._outages.probing.first
         self.due = asyncio.get_running_loop().time() + self._interval
@@ -169,6 +171,7 @@ class Outages:
 
     def __init__(self, probing: Probing | None = None) -> None:
         self.probing = Probing() if probing is None else probing
+        self.is_closed = False
         self.episode = 0
         self.held = self.failed = 0  # operations in this episode
         self._open: dict[Circuit, None] = {}  # in the order in which they opened
@@ -185,11 +188,14 @@ class Outages:
         return Circuit(self, name)
 
     def close(self) -> None:
-        """Nobody waits any more."""
-        for timer in (self._tell_timer, self._pump_timer):
-            if timer is not None:
-                timer.cancel()
-        self._tell_timer = self._pump_timer = None
+        """Nothing more is told. Whoever waits may try at once: nothing is left to wait for."""
+        self.is_closed = True
+        if self._tell_timer is not None:
+            self._tell_timer.cancel()
+        for circuit in list(self._open):
+            circuit.answered()
+        if self._pump_timer is not None:
+            self._pump_timer.cancel()
 
     # For circuits
 
@@ -254,6 +260,8 @@ class Outages:
     def _end(self) -> None:
         assert self._tell_timer is not None
         self._tell_timer.cancel()
+        if self.is_closed:
+            return
         seconds = asyncio.get_running_loop().time() - self._since
         if self._told:
             self._told_at = asyncio.get_running_loop().time()

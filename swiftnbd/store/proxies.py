@@ -8,7 +8,9 @@ the request that takes it the whole time of a try.
 """
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -85,8 +87,9 @@ class Proxy:
 
     async def failed(self) -> None:
         """It refused a connection, or did not answer."""
-        self.left_out_until = time.monotonic() + self._left_out_seconds
-        self._left_out_seconds = min(self._left_out_seconds * 2, LEFT_OUT_SECONDS_MAX)
+        if self.is_good:  # else this is one of many requests that met the same failure
+            self.left_out_until = time.monotonic() + self._left_out_seconds
+            self._left_out_seconds = min(self._left_out_seconds * 2, LEFT_OUT_SECONDS_MAX)
         await self.drop_connections()
 
     async def drop_connections(self) -> None:
@@ -105,22 +108,31 @@ class Proxies:
         self._proxies: list[Proxy] = []
         self._turn = 0
         self._resolve_at = 0.0
-        self._resolving: asyncio.Task[None] | None = None
+        self._resolving: asyncio.Task[OSError | None] | None = None
+        self._is_closed = False
 
     async def pick(self, tried: Collection[Proxy] = ()) -> Proxy:
         """Whose turn it is, preferably of those not ``tried``. OSError if the name is not found."""
-        if time.monotonic() >= self._resolve_at:
-            self._resolve_at = time.monotonic() + RESOLVED_SECONDS
-            self._resolving = asyncio.create_task(self._resolve())
-        if not self._proxies and self._resolving is not None:
-            await asyncio.wait([self._resolving])
-            if not self._proxies:
+        resolving = self._resolve_if_due()
+        if not self._proxies and resolving is not None:
+            await asyncio.wait([resolving])  # not itself: one who gives up must not cancel it
+            if not resolving.cancelled() and (error := resolving.result()) and not self._proxies:
                 self._resolve_at = 0.0
-                self._resolving.result()
+                raise error
+        if self._is_closed:  # another login may have led elsewhere meanwhile
+            raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
         left = [proxy for proxy in self._proxies if proxy not in tried] or self._proxies
         among = [proxy for proxy in left if proxy.is_good] or left
         self._turn += 1
         return among[self._turn % len(among)]
+
+    def _resolve_if_due(self) -> asyncio.Task[OSError | None] | None:
+        """The look-up that is under way, or the last one. One at a time: each takes a thread."""
+        is_idle = self._resolving is None or self._resolving.done()
+        if is_idle and time.monotonic() >= self._resolve_at and not self._is_closed:
+            self._resolve_at = time.monotonic() + RESOLVED_SECONDS
+            self._resolving = asyncio.create_task(self._resolve())
+        return self._resolving
 
     def has_other(self, tried: Collection[Proxy]) -> bool:
         """Whether there is any that was not ``tried``."""
@@ -132,22 +144,24 @@ class Proxies:
 
     async def close(self) -> None:
         """Close what is not in use, and that when it is not any more. Idempotent."""
+        self._is_closed = True
         if self._resolving is not None:
             self._resolving.cancel()
             await asyncio.wait([self._resolving])
         for proxy in self._proxies:
             await proxy.drop_connections()
 
-    async def _resolve(self) -> None:
+    async def _resolve(self) -> OSError | None:
+        """Look the name up. The error is a result: there may be nobody left who waits for it."""
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            if not self._proxies:
-                raise
-            log.debug("%s: not found now, the old addresses stay: %s", self.host, error)
-            return
+            if self._proxies:
+                log.debug("%s: not found now, the old addresses stay: %s", self.host, error)
+            return error
         await self._adopt([str(info[4][0]) for info in found])
+        return None
 
     async def _adopt(self, addresses: Sequence[str]) -> None:
         """These are the addresses now. What is known of those that stay is kept."""

@@ -12,6 +12,9 @@ Two things a try can leave behind when its reply is lost:
   is what we wrote, that is success. So a caller whose claim must be told from everybody else's
   writes something unique.
 * ``delete`` that was done: the next try finds nothing, and answers False.
+
+And one thing that a try changes by itself: Swift puts an object whose bytes it finds damaged, while
+it sends them, into quarantine; asked again, it says 404. That is no absence, but a damaged object.
 """
 
 import asyncio
@@ -121,16 +124,21 @@ class Retrying(Store):
         newest: bool = False,
         size_max: int = OBJECT_BYTES_MAX,
     ) -> Blob | None:
-        return await self._retry(
-            f"GET {name}",
-            lambda effort: self._store.get(
+        async def attempt(effort: Effort) -> Blob | None:
+            blob = await self._store.get(
                 name,
                 start=start,
                 length=length,
                 newest=newest or effort.corrupt > 0,
                 size_max=size_max,
-            ),
-        )
+            )
+            if blob is None and effort.corrupt:
+                raise CorruptObject(
+                    f"{self.label}: GET {name}: it was damaged, and the store has set it aside"
+                )
+            return blob
+
+        return await self._retry(f"GET {name}", attempt)
 
     async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
         return await self._retry(

@@ -63,10 +63,11 @@ class SwiftAccount:
     ) -> None:
         """``expect_continue`` False is for a proxy in between that cannot: PUTs would hang.
 
-        ``outages``: shared with other accounts of the same Swift.
+        ``outages``: shared with other accounts of the same Swift; whoever made them closes them.
         """
         self.traffic = StoreTraffic() if traffic is None else traffic
         self.outages = Outages() if outages is None else outages
+        self._has_own_outages = outages is None
         self._auth = auth
         self._http = Http(
             timeouts or Timeouts(),
@@ -118,11 +119,12 @@ class SwiftAccount:
     async def close(self) -> None:
         """Close all connections. Idempotent."""
         self._closed = True
-        self.outages.close()
         if self._logging_in is not None:
             self._logging_in.cancel()
             await asyncio.wait([self._logging_in])
         await self._http.close()
+        if self._has_own_outages:
+            self.outages.close()
 
     async def _current_access(self, stale: _Access | None) -> _Access:
         """The access to use, which is not ``stale``; there is at most one login under way."""

@@ -144,9 +144,7 @@ class Writer(threading.Thread):
             assert image[index * S : (index + 1) * S] in allowed, (index, number)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["sigterm", "sigint", "sighup"]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
 def test_signal_under_load_ends_clean_with_nothing_lost(
     serve: Serve, number: signal.Signals
 ) -> None:

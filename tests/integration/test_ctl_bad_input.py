@@ -137,7 +137,11 @@ CASES = [
     # files
     (1, "taken exists; to replace it", ["swiftnbd-ctl", *PLACE, "download", "disk", "taken"]),
     (1, "cannot create .*no/image.part", ["swiftnbd-ctl", *PLACE, "download", "disk", "no/image"]),
-    (1, "not a regular file", ["swiftnbd-ctl", *PLACE, "download", "-f", "disk", "/dev/null"]),
+    (
+        1,
+        "neither a regular file nor a block device",
+        ["swiftnbd-ctl", *PLACE, "download", "-f", "disk", "/dev/null"],
+    ),
     (2, "is a directory", ["swiftnbd-ctl", *PLACE, "download", "disk", "store"]),
 ]
 
@@ -219,6 +223,8 @@ def test_disk_full_leaves_nothing_and_unlocks(folder: Path) -> None:
 def long_download(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """A download that has taken the lock and is far from its end."""
     ctl(folder, "setup", "large", "1000000", "--object-size", "4K", "--exist-ok")
+    # so that it has to look for each object
+    (folder / "store" / "large" / "swiftnbd" / "presence").unlink(missing_ok=True)
     with subprocess.Popen(
         [sys.executable, str(BIN / "swiftnbd-ctl"), "-v", *PLACE, "download", "large", "image"],
         cwd=folder,
@@ -259,7 +265,7 @@ def test_killed_download_can_be_unlocked_and_replaced(
     assert done.returncode == 0
     assert f"large lock is: {socket.gethostname()}:" in done.stderr
     done = ctl(folder, "download", "disk", "image")
-    assert "left by another download; to replace it, use --force" in done.stderr
+    assert "not from a download of this container; to replace it, use --force" in done.stderr
     assert ctl(folder, "download", "-f", "disk", "image").returncode == 0
     assert (folder / "image").stat().st_size == 4 * 65536
     os.unlink(folder / "image")

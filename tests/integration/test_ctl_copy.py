@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from swiftnbd.cli.copying import RECORD, Windows
+from swiftnbd.cli.copying import Windows
 from swiftnbd.cli.ctl import ctl
 from swiftnbd.cli.ctl_copy import CopyRequest, copy
 from swiftnbd.cli.ctl_info import examine
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.run import run
+from swiftnbd.cli.unfinished import COPY
 from swiftnbd.errors import (
     CopyUnsupported,
     CorruptObject,
@@ -83,7 +84,7 @@ async def test_copy_is_the_same_disk_and_as_sparse(opened: Open, told: Told) -> 
         assert "client" not in await metadata(store)
         presence = (await examine(store, name="x")).presence
         assert presence == {"unknown": 0, "absent": 8, "present": 4}
-    assert await two.head(RECORD) is None
+    assert await two.head(COPY) is None
 
 
 async def test_what_the_target_held_besides_reads_as_zeros(opened: Open, told: Told) -> None:
@@ -195,7 +196,7 @@ async def test_interrupted_copy_goes_on_where_it_stopped(told: Told) -> None:
     tally, _ = await copy(one, two, request=request(), tell=told)
     assert (tally.copied, tally.already_there) == (64 - done, done)
     assert await content(two) == await content(one)
-    assert await two.head(RECORD) is None
+    assert await two.head(COPY) is None
 
 
 @pytest.mark.parametrize("who", ["a client", "another copy", "0.11"])

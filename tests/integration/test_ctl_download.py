@@ -2,20 +2,31 @@
 import asyncio
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swiftnbd.cli import ctl_download
-from swiftnbd.cli.ctl_download import download
+from swiftnbd.cli import common
+from swiftnbd.cli.ctl_download import download, put_out
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
-from swiftnbd.cli.image import ImageFile
+from swiftnbd.cli.image import ImageFile, open_image
+from swiftnbd.cli.summary import Summary
 from swiftnbd.errors import CorruptObject, Locked, StoreUnavailable, SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
+from swiftnbd.export.objects import PRESENCE
 from swiftnbd.store.base import Blob, Store
 from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
+
+
+@pytest.fixture
+async def disk(disk: Store) -> Store:
+    """One of which nobody knows what it holds, for tests that put objects behind our back."""
+    await disk.delete(PRESENCE)
+    return disk
 
 
 @pytest.fixture
@@ -25,9 +36,9 @@ def image(tmp_path: Path) -> Path:
     return folder / "disk.raw"
 
 
-async def run(store: Store, image: Path, told: Told, *, quiet: bool = True) -> None:
-    with ImageFile(str(image), force=False) as file:
-        await download(store, name=NAME, file=file, quiet=quiet, tell=told)
+async def run(store: Store, image: Path, told: Told, *, quiet: bool = True) -> Summary:
+    with ImageFile(str(image), force=False, container=NAME) as file:
+        return await download(store, name=NAME, file=file, quiet=quiet, tell=told)
 
 
 def content(image: Path) -> bytes:
@@ -54,10 +65,11 @@ async def test_image_is_the_disk_with_zeros_for_absent_objects(
     await disk.put(object_name(0), first)
     await disk.put(object_name(3), bytes(OBJECT_SIZE))
     await disk.put(object_name(7), last)
-    await run(disk, image, told)
+    summary = await run(disk, image, told)
     assert content(image) == first + bytes(6 * OBJECT_SIZE) + last
     assert space_taken(image) <= 2 * OBJECT_SIZE
-    assert told == [f"Done, {8 * OBJECT_SIZE} bytes written"]
+    assert summary["bytes"] == 8 * OBJECT_SIZE
+    assert summary["bytes_fetched"] == 3 * OBJECT_SIZE
     assert beside(image) == [image.name]
     found = await metadata(disk)
     assert "client" not in found
@@ -79,10 +91,24 @@ async def test_image_that_was_uploaded_gets_its_size_back(
     disk: Store, image: Path, told: Told, size: int
 ) -> None:
     await disk.set_metadata({"swiftnbd-image-size": str(size)})
+    data = b"x" * size + bytes(8 * OBJECT_SIZE - size)
     for index in range(8):
-        await disk.put(object_name(index), b"x" * OBJECT_SIZE)
+        await disk.put(object_name(index), data[index * OBJECT_SIZE :][:OBJECT_SIZE])
     await run(disk, image, told)
     assert content(image) == b"x" * size
+
+
+@pytest.mark.parametrize("at", [OBJECT_SIZE + 2, 5 * OBJECT_SIZE])
+async def test_data_written_behind_the_image_are_not_cut_off(
+    disk: Store, image: Path, told: Told, at: int
+) -> None:
+    await disk.set_metadata({"swiftnbd-image-size": str(OBJECT_SIZE + 1)})
+    data = bytearray(8 * OBJECT_SIZE)
+    data[0], data[at] = 1, 1
+    for index in (0, at // OBJECT_SIZE):
+        await disk.put(object_name(index), data[index * OBJECT_SIZE :][:OBJECT_SIZE])
+    await run(disk, image, told)
+    assert content(image) == data
 
 
 async def test_progress_is_told_in_lines_without_a_terminal(
@@ -90,7 +116,7 @@ async def test_progress_is_told_in_lines_without_a_terminal(
 ) -> None:
     await run(disk, image, told, quiet=False)
     assert told[0] == "Downloading disk [10%]"
-    assert told[-2:] == ["Downloading disk [100%]", "Done, 32768 bytes written"]
+    assert told[-1] == "Downloading disk [100%]"
 
 
 async def test_locked_container_is_not_downloaded(disk: Store, image: Path, told: Told) -> None:
@@ -147,10 +173,11 @@ class Watched(MemoryStore):
         return None
 
 
-async def started(limit: int, image: Path) -> tuple[Watched, "asyncio.Task[None]"]:
+async def started(limit: int, image: Path) -> tuple[Watched, "asyncio.Task[Summary]"]:
     store = Watched(limit)
     request = SetupRequest(Geometry(100, OBJECT_SIZE))
     await setup(store, name=NAME, request=request, tell=Told())
+    await store.delete(PRESENCE)
     task = asyncio.create_task(run(store, image, Told()))
     await store.reached.wait()
     return store, task
@@ -170,7 +197,7 @@ async def test_sixteen_objects_of_the_latest_version_are_fetched_at_once(image: 
 async def test_large_objects_are_fetched_so_that_memory_is_bounded(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctl_download, "BUFFER_BYTES_MAX", 3 * OBJECT_SIZE)
+    monkeypatch.setattr(common, "BUFFER_BYTES_MAX", 3 * OBJECT_SIZE)
     store, task = await started(3, image)
     for _ in range(10):
         await asyncio.sleep(0)
@@ -181,7 +208,7 @@ async def test_large_objects_are_fetched_so_that_memory_is_bounded(
 
 async def test_interrupted_download_leaves_nothing(image: Path) -> None:
     store, task = await started(16, image)
-    assert beside(image) == ["disk.raw.part"]
+    assert beside(image)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -200,3 +227,148 @@ async def test_lost_store_leaves_no_image(disk: Store, image: Path, told: Told) 
     with pytest.raises(StoreUnavailable, match="no answer"):
         await run(disk, image, told)
     await assert_nothing_happened(disk, image)
+
+
+def random_disk(objects: int = 8) -> bytes:
+    """Data in every second object."""
+    return b"".join(
+        os.urandom(OBJECT_SIZE) if index % 2 else bytes(OBJECT_SIZE) for index in range(objects)
+    )
+
+
+async def fill(store: Store, data: bytes) -> None:
+    for index in range(len(data) // OBJECT_SIZE):
+        block = data[index * OBJECT_SIZE :][:OBJECT_SIZE]
+        if any(block):
+            await store.put(object_name(index), block)
+
+
+@pytest.mark.parametrize("left", ["right", "torn", "stale", "longer", "empty"])
+async def test_interrupted_download_goes_on_whatever_was_left(
+    disk: Store, image: Path, told: Told, left: str
+) -> None:
+    data = random_disk()
+    await fill(disk, data)
+    part = image.with_name("disk.raw.part")
+    part.with_name("disk.raw.part.from").write_text(NAME)
+    found = {
+        "right": data[: 4 * OBJECT_SIZE],
+        "torn": data[: 3 * OBJECT_SIZE + 7],
+        "stale": os.urandom(8 * OBJECT_SIZE),
+        "longer": data + b"x",
+        "empty": b"",
+    }
+    part.write_bytes(found[left])
+    summary = await run(disk, image, told)
+    assert content(image) == data
+    there = {"right": 2, "torn": 1, "stale": 0, "longer": 4, "empty": 0}
+    assert summary["objects_already_there"] == there[left]
+    assert beside(image) == [image.name]
+
+
+async def test_download_that_failed_keeps_what_it_has(disk: Store, image: Path, told: Told) -> None:
+    data = random_disk()
+    await fill(disk, data)
+    await disk.put(object_name(7), b"short")
+    with pytest.raises(CorruptObject):
+        await run(disk, image, told)
+    assert sorted(beside(image)) == ["disk.raw.part", "disk.raw.part.from"]
+    assert told[-1] == f"what was written stays in {image}.part: the same command goes on there"
+    await disk.put(object_name(7), data[7 * OBJECT_SIZE :])
+    await run(disk, image, told)
+    assert content(image) == data
+
+
+async def test_part_of_another_container_is_not_touched(
+    disk: Store, image: Path, told: Told
+) -> None:
+    part = image.with_name("disk.raw.part")
+    part.write_text("precious")
+    part.with_name("disk.raw.part.from").write_text("other")
+    with pytest.raises(SwiftnbdError, match="exists, and not from a download of this container"):
+        await run(disk, image, told)
+    assert part.read_text() == "precious"
+
+
+async def test_two_downloads_do_not_write_one_image(disk: Store, image: Path, told: Told) -> None:
+    with (
+        ImageFile(str(image), force=False, container=NAME),
+        pytest.raises(SwiftnbdError, match=r"disk.raw.part is being written by another download"),
+    ):
+        await run(disk, image, told)
+
+
+async def test_what_is_known_to_be_absent_is_not_asked_for(image: Path, told: Told) -> None:
+    store = Watched(1)
+    await setup(store, name=NAME, request=SetupRequest(Geometry(100, OBJECT_SIZE)), tell=told)
+    await run(store, image, told)
+    assert store.names == set()
+    assert content(image) == bytes(100 * OBJECT_SIZE)
+
+
+@pytest.mark.parametrize("size", [None, 0, 1, 4 * OBJECT_SIZE + 1, 8 * OBJECT_SIZE])
+@pytest.mark.parametrize("behind", [0, 5 * OBJECT_SIZE + 3])
+async def test_stream_is_the_image_and_any_data_behind_it(
+    disk: Store,
+    told: Told,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    size: int | None,
+    behind: int,
+) -> None:
+    length = 8 * OBJECT_SIZE if size is None else size
+    data = bytearray(random_disk()[:length].ljust(8 * OBJECT_SIZE, b"\0"))
+    if size is not None:
+        await disk.set_metadata({"swiftnbd-image-size": str(size)})
+    if behind:
+        data[behind] = 1
+    await fill(disk, bytes(data))
+    await put_out(disk, name=NAME, quiet=True, tell=told)
+    out = capfdbinary.readouterr().out
+    assert out == data[: max(length, behind + 1 if behind else 0)]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    """A block device of the disk's size, full of something."""
+    file = tmp_path / "device"
+    file.write_bytes(b"?" * 8 * OBJECT_SIZE)
+    try:
+        done = subprocess.run(
+            ["losetup", "-f", "--show", str(file)], capture_output=True, text=True, timeout=30
+        )
+    except FileNotFoundError:
+        pytest.skip("losetup is not installed")
+    if done.returncode:
+        pytest.skip(f"no loop device here: {done.stderr}")
+    yield Path(done.stdout.strip())
+    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True, timeout=30)
+
+
+async def test_device_is_written_by_force_and_only_where_it_differs(
+    disk: Store, told: Told, device: Path
+) -> None:
+    data = random_disk()
+    await fill(disk, data)
+    with (
+        pytest.raises(SwiftnbdError, match="is a block device; to write over it, use --force"),
+        open_image(str(device), force=False, container=NAME),
+    ):
+        pass
+    for there in (0, 4):
+        with open_image(str(device), force=True, container=NAME) as file:
+            summary = await download(disk, name=NAME, file=file, quiet=True, tell=told)
+        assert content(device) == data
+        assert summary["objects_already_there"] == there
+
+
+async def test_device_that_is_too_small_is_left_alone(
+    store: Store, told: Told, device: Path
+) -> None:
+    request = SetupRequest(Geometry(9, OBJECT_SIZE))
+    await setup(store, name=NAME, request=request, tell=told)
+    with (
+        pytest.raises(SwiftnbdError, match="has 32768 bytes, too few for 36864"),
+        open_image(str(device), force=True, container=NAME) as file,
+    ):
+        await download(store, name=NAME, file=file, quiet=True, tell=told)
+    assert content(device) == b"?" * 8 * OBJECT_SIZE

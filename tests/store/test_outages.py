@@ -11,10 +11,12 @@ from math import inf
 import pytest
 
 from swiftnbd.errors import AccessRefused, StoreBusy, StoreError, StoreUnavailable
+from swiftnbd.store.auth import Login
 from swiftnbd.store.base import Blob
 from swiftnbd.store.memory import MemoryStore
 from swiftnbd.store.outages import Outages, Probing
 from swiftnbd.store.retrying import Retrying
+from swiftnbd.store.swift_http import SwiftAccount
 from tests.support.loopback import until
 
 QUICK = Probing(first=0.01, longest=0.05, gap=0.005, hangs=0.2, told=0.1, again=60)
@@ -236,3 +238,75 @@ async def test_turn_that_comes_too_late_as_the_outage_ends_is_an_error_of_the_st
     loop.call_soon(time.sleep, 0.05)  # both timers are due then, one after the other in one turn
     with pytest.raises(StoreUnavailable):
         await waiting
+
+
+async def test_the_end_of_one_account_leaves_those_who_share_its_outages_alone(
+    outages: Outages,
+) -> None:
+    store, retrying = opened(outages)
+    store.error = DOWN
+    with many(retrying, 3) as tasks:
+        await until_tried(store, 3)
+        await SwiftAccount(Nobody(), outages=outages).close()
+        tried = len(store.tries)
+        await until_tried(store, tried + 2)
+        store.error = None
+        await asyncio.gather(*tasks)
+
+
+class Nobody:
+    """An `Auth` that is not asked."""
+
+    async def login(self) -> Login:
+        raise AssertionError
+
+
+async def test_who_waits_at_the_end_tries_at_once_and_nothing_is_said(
+    outages: Outages, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    pairs = [opened(outages, name) for name in ("a", "b")]
+    for store, _ in pairs:
+        store.error = StoreUnavailable("memory: 503", retry_after=1000)
+    tasks = [asyncio.create_task(retrying.get("n")) for _, retrying in pairs for _ in range(3)]
+    await until(lambda: len([c for c in outages._open if c.waiting]) == len(pairs))
+    for store, _ in pairs:
+        store.error = StoreError("the account is closed")
+    outages.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {str(result) for result in results} == {"the account is closed"}
+    store, retrying = pairs[0]
+    store.error = DOWN
+    with pytest.raises(StoreError):
+        await Retrying(store, deadline_seconds=0.01, circuit=retrying._circuit).get("n")
+    assert not [record for record in caplog.records if "outage" in record.getMessage()]
+
+
+async def test_an_outage_holds_up_no_other_cloud() -> None:
+    sick_outages, well_outages = Outages(QUICK), Outages(QUICK)
+    sick, sick_retrying = opened(sick_outages)
+    well, well_retrying = opened(well_outages)
+    sick.error = DOWN
+    with many(sick_retrying, 20) as tasks:
+        await until_tried(sick, 3)
+        for _ in range(50):
+            await well_retrying.get("n")
+        assert well_outages.episode == 0
+        assert len(well.tries) == 50
+        well_outages.close()
+        assert not any(task.done() for task in tasks)
+    sick_outages.close()
+
+
+async def test_a_request_that_may_wait_for_ever_never_counts_as_failed(outages: Outages) -> None:
+    """With ``on-outage = wait``, what fails are the renewals of the lock."""
+    store, renewals = opened(outages, seconds=0.1)
+    requests = renewals.waiting()
+    store.error = DOWN
+    tasks = [asyncio.create_task(requests.get("n")) for _ in range(10)]
+    with pytest.raises(StoreError, match="gave up"):
+        await renewals.get("n")
+    assert (outages.held, outages.failed) == (11, 1)
+    store.error = None
+    await asyncio.gather(*tasks)
+    assert outages.failed == 1

@@ -3,17 +3,21 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from hashlib import md5
 from typing import Any
 
+import aiohttp
 import pytest
 
 from swiftnbd.errors import StoreUnavailable
+from swiftnbd.store import http as http_module
 from swiftnbd.store import proxies as proxies_module
 from swiftnbd.store.auth import Login
 from swiftnbd.store.base import Blob
 from swiftnbd.store.http import Timeouts
+from swiftnbd.store.proxies import Proxies, Proxy
 from swiftnbd.store.swift import SwiftStore
 from swiftnbd.store.swift_http import SwiftAccount
 from tests.store.fake_cluster import PREFIX, FakeCluster
@@ -136,6 +140,26 @@ async def test_a_put_leaves_a_hanging_address_only_with_its_body_unsent(
     }
 
 
+async def test_a_put_whose_body_goes_out_while_it_is_given_up_is_not_sent_to_another(
+    swift: FakeCluster, store: SwiftStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two proxies could carry it out; the second would call what the first made somebody else's."""
+    look = http_module._Silence._look
+
+    def sent_meanwhile(self: http_module._Silence, patience: asyncio.Timeout) -> None:
+        look(self, patience)
+        assert self._exchange.body is not None
+        self._exchange.body.is_begun = True
+
+    monkeypatch.setattr(http_module._Silence, "_look", sent_meanwhile)
+    for proxy in swift.proxies:
+        proxy.hangs = True
+    before = sum(proxy.requests for proxy in swift.proxies)
+    with pytest.raises(StoreUnavailable, match="no answer after"):
+        await store.put(NAME, DATA)
+    assert sum(proxy.requests for proxy in swift.proxies) == before + 1
+
+
 async def test_a_delete_stays_where_it_was_sent(swift: FakeCluster, store: SwiftStore) -> None:
     account = SwiftAccount(Named(swift), Timeouts(5, 0.5, silent_seconds_among_several=0.1))
     impatient = SwiftStore(account, "c")
@@ -211,3 +235,41 @@ async def test_a_name_that_moved_is_followed(
         while swift.proxies[1].requests == before:
             await read(moving, 1)
     await account.close()
+
+
+async def test_many_requests_that_meet_one_failure_leave_an_address_out_no_longer() -> None:
+    proxy = Proxy("127.0.0.1", no_session)
+    for _ in range(50):
+        await proxy.failed()
+    left = proxy.left_out_until - time.monotonic()
+    assert left <= proxies_module.LEFT_OUT_SECONDS_FIRST
+
+
+def no_session(_: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    raise AssertionError
+
+
+async def test_a_name_that_is_not_found_when_nobody_waits_any_more_is_not_complained_of(
+    names: Names,
+) -> None:
+    """asyncio logs an ERROR for a task whose exception nobody asked for."""
+    proxies = Proxies(HOST, 80, no_session)
+    pick = asyncio.create_task(proxies.pick())
+    await asyncio.sleep(0)
+    pick.cancel()
+    assert proxies._resolving is not None
+    await asyncio.wait([pick, proxies._resolving])
+    assert proxies._resolving.exception() is None
+    await proxies.close()
+
+
+async def test_no_connection_is_made_to_a_swift_that_was_left(
+    swift: FakeCluster, names: Names
+) -> None:
+    proxies = Proxies(HOST, 80, no_session)
+    picking = asyncio.create_task(proxies.pick())
+    await asyncio.sleep(0)
+    await proxies.close()
+    for pick in (picking, proxies.pick()):
+        with pytest.raises(OSError, match="shutdown"):
+            await pick

@@ -279,6 +279,14 @@ async def test_a_body_that_stays_corrupt_is_raised_after_a_few_tries(
     assert len(shaky.calls) == CORRUPT_TRIES_MAX
 
 
+async def test_a_damaged_object_that_was_set_aside_is_not_absent(
+    store: Retrying, shaky: Shaky
+) -> None:
+    shaky.before = [CorruptObject("bad")]  # and from then on there is nothing
+    with pytest.raises(CorruptObject, match="GET n: it was damaged, and the store has set it as"):
+        await store.get("n")
+
+
 async def test_a_try_that_hangs_is_ended_and_made_again(shaky: Shaky, clock: Clock) -> None:
     class Hanging(Shaky):
         hangs = 2

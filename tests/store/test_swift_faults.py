@@ -5,6 +5,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from hashlib import md5
@@ -409,6 +410,28 @@ async def test_a_failed_login_fails_all_who_wait_and_the_next_tries_again(
     assert [str(result) for result in results] == ["login: 503"] * 9
     assert await store.head(NAME) is None
     assert flaky.logins == 2
+    await account.close()
+
+
+async def test_a_login_that_leads_to_another_account_is_refused(fake: FakeSwift) -> None:
+    """A project of the same name in another region, say: each disk would go on as another."""
+
+    class Moving:
+        async def login(self) -> Login:
+            login = await fake.login()
+            url = login.storage_url + ("-other" if fake.logins > 1 else "")
+            return replace(login, storage_url=url)
+
+    account = SwiftAccount(Moving())
+    store = SwiftStore(account, "disk")
+    await store.put(NAME, DATA)
+    fake.tokens.clear()  # expired
+    seen = len(fake.seen)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"leads to another account now: .*-other, no longer"):
+            await store.put(NAME, b"never")
+    assert {request.headers["x-auth-token"] for request in fake.seen[seen:]} == {"token-1"}
+    assert list(fake.objects.values()) == [DATA]
     await account.close()
 
 

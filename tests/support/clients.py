@@ -42,7 +42,9 @@ PACKAGES = {
     "qemu-io": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "rsync": "rsync",
+    "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
+    "systemd-sysusers": "systemd",
     "umount": "mount",
 }
 

@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,24 @@ from tests.support.server_process import script
 SECONDS_MAX = 30.0
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
-    """swiftnbd-server on the folder's ``store``, logging to its ``log``."""
-    server = [sys.executable, "-X", "dev", "-W", "error", script("swiftnbd-server")]
+def command(folder: Path, *arguments: str, program: Sequence[str] = ()) -> list[str]:
+    """swiftnbd-server on the folder's ``store``, logging to its ``log``.
+
+    ``program`` is what Python runs, if not the installed script.
+    """
+    program = program or (script("swiftnbd-server"),)
+    server = [sys.executable, "-X", "dev", "-W", "error", *program]
     return [*server, "-a", f"file:{folder}/store", "-l", f"{folder}/log", *arguments]
 
 
-def run_server(folder: Path, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+def run_server(
+    folder: Path, *arguments: str, program: Sequence[str] = (), **how: Any
+) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     if "input" not in how:
         how.setdefault("stdin", subprocess.DEVNULL)
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        command(folder, *arguments),
+        command(folder, *arguments, program=program),
         cwd=folder,
         capture_output=True,
         text=True,
@@ -39,10 +45,12 @@ def run_server(folder: Path, *arguments: str, **how: Any) -> subprocess.Complete
 
 
 @contextmanager
-def server(folder: Path, *arguments: str, uris: int = 1, **how: Any) -> Iterator["Foreground"]:
+def server(
+    folder: Path, *arguments: str, uris: int = 1, program: Sequence[str] = (), **how: Any
+) -> Iterator["Foreground"]:
     """One in the foreground, until the end of the block at the latest."""
     with subprocess.Popen(
-        command(folder, "-f", "--pid-file", f"{folder}/pid", *arguments),
+        command(folder, "-f", "--pid-file", f"{folder}/pid", *arguments, program=program),
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 """Exports that cannot be reached at the start join later."""
 
 import asyncio
+import gc
 import logging
 
 import pytest
@@ -92,6 +93,23 @@ async def test_one_that_is_back_and_cannot_be_served_is_skipped() -> None:
 async def test_if_none_can_be_reached_the_start_fails() -> None:
     away = await stores(Away, Away)
     exports = [Export(name, store) for name, store in zip("ab", away, strict=True)]
-    with pytest.raises(SeveralFailed, match="no container is left to export"):
+    with pytest.raises(SeveralFailed, match="no container is left to export") as caught:
         async with loaded(exports, late_seconds=0.01, retry_seconds=0.001):
             pass
+    assert len(caught.value.causes) == 2
+
+
+@pytest.mark.expects_log("WARNING .*: a: no answer in 60 s")
+async def test_of_a_container_that_is_away_for_days_only_the_last_failure_is_kept() -> None:
+    """An error keeps what was going on when it was raised."""
+    away, hanging = await stores(Away, Away)
+    assert isinstance(away, Away)
+    assert isinstance(hanging, Away)
+    hanging.hangs = True
+    exports = [Export("a", away), Export("b", hanging)]
+    loading = asyncio.create_task(loaded(exports, late_seconds=0, retry_seconds=0).__aenter__())
+    await until(lambda: away.tries > 20)
+    errors = [each for each in gc.get_objects() if isinstance(each, StoreUnavailable)]
+    assert len(errors) < 10
+    loading.cancel()
+    await asyncio.wait([loading])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which login sections, flags and variables add up to."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,26 @@ def test_when_there_is_a_login_without_a_section() -> None:
     assert has_login(LoginFlags("https://h").keys(), {"ST_USER": "u"}, ambient=False)
     assert has_login(nothing, OPENRC, ambient=True)
     assert not has_login(nothing, OPENRC, ambient=False)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "tls"),
+    [
+        ({"verify": False}, TlsSettings(insecure=True)),
+        ({"insecure": True}, TlsSettings(insecure=True)),
+        ({}, TlsSettings()),
+        ({"cacert": "~/ca.pem"}, TlsSettings("HOME/ca.pem")),
+        ({"cert": "~/me.pem", "key": "~/me.key"}, TlsSettings(None, "HOME/me.pem", "HOME/me.key")),
+        ({"cert": "~/me.pem"}, TlsSettings(None, "HOME/me.pem")),
+    ],
+)
+def test_tls_of_a_cloud_is_what_other_clients_of_it_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: dict[str, object], tls: TlsSettings
+) -> None:
+    monkeypatch.setattr(TlsSettings, "context", lambda _: None)  # there are no such files
+    auth = {"auth_url": "https://h/v3", "username": "u", "password": SECRET}
+    path = tmp_path / "clouds.yaml"
+    path.write_text(json.dumps({"clouds": {"mine": {"auth": auth, **cloud}}}))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
+    monkeypatch.setenv("HOME", "HOME")
+    assert login({"cloud": "mine"}).tls == tls

@@ -176,4 +176,5 @@ def test_setup_writes_what_0_11_reads_and_clears_the_rest() -> None:
         "swiftnbd-client": "",
         "swiftnbd-last": "",
         "swiftnbd-image-size": "",
+        "swiftnbd-deleting": "",
     }

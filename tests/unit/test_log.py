@@ -38,6 +38,26 @@ def test_log_file_gets_every_line_once(tmp_path: Path) -> None:
     _close_handlers()
 
 
+def test_log_file_that_cannot_be_made_anew_costs_lines_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a logrotate in a folder where a server that gave up root may make no file."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    log.log_for_server(verbose=False, syslog=False, log_file=f"{folder}/log")
+    logger.info("one")
+    folder.rename(tmp_path / "old")
+    for _ in range(2):
+        logger.info("two")
+    assert log.log_file_descriptors() == []
+    folder.mkdir()
+    logger.info("three")
+    assert (folder / "log").read_text().endswith("INFO: three\n")
+    assert len(log.log_file_descriptors()) == 1
+    assert "No such file or directory" in capsys.readouterr().err
+    _close_handlers()
+
+
 def test_bad_log_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"cannot write log file {tmp_path}: Is a directory"):
         log.log_for_server(verbose=False, syslog=False, log_file=str(tmp_path))

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""What says that a copy or an upload into a disk has not come to its end, and in whose tenure.
+
+Such a disk is neither what it was nor what it is to be, so nobody's data are lost if the same
+command goes over it again. But who held the container since may have written to it, and nothing may
+go over that unasked.
+"""
+
+import json
+
+from swiftnbd.export.layout import OWN_PREFIX
+from swiftnbd.export.lock import Lock, Tenure
+from swiftnbd.store.base import Store
+
+COPY = OWN_PREFIX + "copy"
+UPLOAD = OWN_PREFIX + "upload"
+_RECORD_BYTES_MAX = 16 * 1024
+_SOURCE_LENGTH_MAX = 1024
+
+
+async def start_record(store: Store, name: str, lock: Lock, source: str) -> None:
+    """Say that something is under way from ``source``, under this lock."""
+    marks = [lock.mark, lock.predecessor.last]
+    fields = {
+        "epoch": lock.tenure.epoch,
+        "binding": lock.tenure.binding,
+        "marks": marks,
+        "source": source[:_SOURCE_LENGTH_MAX],
+    }
+    await store.put(name, json.dumps(fields, indent=1).encode() + b"\n")
+
+
+async def is_unfinished(
+    store: Store, name: str, since: Tenure | None = None, source: str | None = None
+) -> bool:
+    """Whether it did not come to its end.
+
+    ``since`` asks for more: that nobody was here since, after that tenure; ``source``: that it was
+    from there.
+    """
+    blob = await store.get(name, newest=True, size_max=_RECORD_BYTES_MAX)
+    if blob is None or since is None:
+        return blob is not None
+    try:
+        fields = json.loads(blob.data)
+        # No epoch since then, and in the metadata no mark of 0.11, which makes none
+        return (
+            (source is None or fields["source"] == source)
+            and fields["epoch"] == since.epoch
+            and since.binding in ("", fields["binding"])
+            and since.last in fields["marks"]
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+async def finish_record(store: Store, name: str) -> None:
+    """Say that it is complete."""
+    await store.delete(name)
