@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swiftnbd.cli.common import Tell, locked, on_containers, read_container, read_disk, tell
+from swiftnbd.cli.common import Held, Tell, held, on_containers, read_container, read_disk, tell
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.ctl_setup import SetupRequest, geometry_for, setup
 from swiftnbd.cli.options import SharedOptions
@@ -24,7 +24,6 @@ from swiftnbd.store.base import Store
 
 if TYPE_CHECKING:
     from swiftnbd.cli.copying import Tally
-    from swiftnbd.export.lock import Lock
 
 _IMAGE_SIZE = META_PREFIX + "image-size"
 
@@ -43,15 +42,6 @@ class CopyRequest:
     force: bool = False
     quiet: bool = False
     pace: Pace = field(default_factory=Pace)
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A container that is held: its store, its lock and its disk."""
-
-    store: Store
-    lock: "Lock"
-    disk: DiskInfo
 
 
 @click.command("copy")
@@ -148,9 +138,8 @@ async def copy(
         return await _copy_held(here, there_now, request, tell), here.disk
 
 
-async def _hold(stack: AsyncExitStack, store: Store, name: str, pace: Pace) -> Side:
-    lock, disk = await stack.enter_async_context(locked(store, name, pace))
-    return Side(store, lock, disk)
+async def _hold(stack: AsyncExitStack, store: Store, name: str, pace: Pace) -> Held:
+    return await stack.enter_async_context(held(store, name, pace, changed=False))
 
 
 async def _set_up(target: Store, disk: DiskInfo, request: CopyRequest, tell: Tell) -> None:
@@ -173,7 +162,7 @@ def _check_fits(disk: DiskInfo, there: DiskInfo, request: CopyRequest) -> None:
         )
 
 
-async def _copy_held(here: Side, there: Side, request: CopyRequest, tell: Tell) -> "Tally":
+async def _copy_held(here: Held, there: Held, request: CopyRequest, tell: Tell) -> "Tally":
     from swiftnbd.cli.copying import Copy
     from swiftnbd.cli.known import known_objects
     from swiftnbd.cli.unfinished import COPY, finish_record, start_record
@@ -181,12 +170,13 @@ async def _copy_held(here: Side, there: Side, request: CopyRequest, tell: Tell) 
     _check_fits(here.disk, there.disk, request)
     await _check_overwrite(there, request, tell)
     # From now on the target is neither what it was nor what it will be.
+    there.changed = True
     await start_record(there.store, COPY, there.lock, request.source)
     await there.store.set_metadata({_IMAGE_SIZE: ""})
     try:
         async with (
-            known_objects(here.store, here.lock, here.disk.geometry) as sources,
-            known_objects(there.store, there.lock, there.disk.geometry) as targets,
+            known_objects(here) as sources,
+            known_objects(there) as targets,
         ):
             total = there.disk.geometry.size
             title = f"Copying {request.source}"
@@ -202,7 +192,7 @@ async def _copy_held(here: Side, there: Side, request: CopyRequest, tell: Tell) 
     return copying.tally
 
 
-async def _check_overwrite(there: Side, request: CopyRequest, tell: Tell) -> None:
+async def _check_overwrite(there: Held, request: CopyRequest, tell: Tell) -> None:
     """Refuse to write over somebody's data, unless told to."""
     from swiftnbd.cli.unfinished import COPY, is_unfinished
 

@@ -18,7 +18,7 @@ import click
 from swiftnbd.cli.common import (
     IN_FLIGHT_MAX,
     Tell,
-    locked,
+    held,
     on_container,
     read_container,
     read_disk,
@@ -158,21 +158,22 @@ async def resize(
     objects = plan.after.objects
     if objects > plan.before.objects:
         warn_of_limits(await read_container(store, name), name, plan.after, tell)
-    async with locked(store, name, pace) as (lock, disk):
-        if disk.geometry != plan.before:
+    async with held(store, name, pace, changed=False) as holding:
+        if holding.disk.geometry != plan.before:
             raise SwiftnbdError(f"{name} was set up anew meanwhile: nothing was changed")
-        async with known_objects(store, lock, plan.before) as known:
+        store, holding.changed = holding.store, True
+        async with known_objects(holding) as known:
             total = plan.stored * plan.after.object_size
             with progress(f"Shrinking {name}", total, quiet=quiet, tell=tell) as advance:
                 end = min(objects, plan.before.objects)
                 deleted = await _delete_behind(store, known, end, plan, advance)
             if plan.kept_of_last:
                 await _zero_tail(store, known, objects - 1, plan)
-            known.presence = resized(known.presence, objects)
             # An image may be shorter than its disk. Whoever gives the disk another size uses all
             # of it, and a download that ends where the image did would lose what came since.
             changes = {META_PREFIX + "objects": str(objects), META_PREFIX + "image-size": ""}
             await store.set_metadata(changes)
+            known.presence = resized(known.presence, objects)
     return deleted
 
 

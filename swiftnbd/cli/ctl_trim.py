@@ -2,7 +2,7 @@
 """``swiftnbd-ctl trim``: delete the objects that hold nothing but zeros."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,9 @@ import click
 
 from swiftnbd.cli.common import (
     IN_FLIGHT_MAX,
+    Held,
     Tell,
-    locked,
+    held,
     on_container,
     read_container,
     read_disk,
@@ -83,18 +84,27 @@ async def trim(
     info = await read_container(store, name, count=True)
     geometry = read_disk(info, name).geometry
     async with AsyncExitStack() as stack:
-        known = None
+        delete = None
         if not dry_run:
-            lock, disk = await stack.enter_async_context(locked(store, name, pace))
-            geometry = disk.geometry
-            known = await stack.enter_async_context(known_objects(store, lock, geometry))
+            holding = await stack.enter_async_context(held(store, name, pace, changed=False))
+            store, geometry = holding.store, holding.disk.geometry
+            known = await stack.enter_async_context(known_objects(holding))
+            delete = partial(_delete, holding, known)
         title = f"Trimming {name}"
         with progress(title, info.bytes_used or 0, quiet=quiet, tell=tell) as advance:
-            return geometry, await _trim(store, geometry, known, advance)
+            return geometry, await _trim(store, geometry, delete, advance)
+
+
+async def _delete(holding: Held, known: "DiskObjects", index: int) -> None:
+    holding.changed = True
+    await known.delete(index)
 
 
 async def _trim(
-    store: Store, geometry: Geometry, known: "DiskObjects | None", advance: Advance
+    store: Store,
+    geometry: Geometry,
+    delete: Callable[[int], Awaitable[None]] | None,
+    advance: Advance,
 ) -> Trimmed:
     from swiftnbd.cli.parallel import for_each, in_thread
 
@@ -107,8 +117,8 @@ async def _trim(
         # A listing is only a hint, but a wrong one costs no more than an object not found.
         if row.etag in ("", zeros) and await _is_zeros(store, row.name, geometry, zeros):
             found.zeros += 1
-            if known is not None:
-                await known.delete(index)
+            if delete is not None:
+                await delete(index)
         advance(row.size)
 
     async for rows in _stored(store, geometry.objects):

@@ -9,39 +9,41 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
-from swiftnbd.cli.common import IN_FLIGHT_MAX
+from swiftnbd.cli.common import IN_FLIGHT_MAX, Held
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.layout import Geometry
-from swiftnbd.export.lock import Lock
 from swiftnbd.export.objects import DiskObjects
 from swiftnbd.export.presence import Presence, State
 from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
-from swiftnbd.store.base import Store
 
 log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def known_objects(store: Store, lock: Lock, geometry: Geometry) -> AsyncIterator[DiskObjects]:
+async def known_objects(holding: Held) -> AsyncIterator[DiskObjects]:
     """The objects of the disk, with what the last holder knew of them."""
-    objects = DiskObjects(store, geometry, Slots(IN_FLIGHT_MAX, 0), Counters())
-    if lock.predecessor.binding:
-        await objects.recall(lock.predecessor.binding)
+    slots = Slots(IN_FLIGHT_MAX, 0)
+    objects = DiskObjects(holding.store, holding.disk.geometry, slots, Counters())
+    if holding.lock.predecessor.binding:
+        await objects.recall(holding.lock.predecessor.binding)
     try:
         yield objects
     except BaseException:
-        await _keep(objects, lock)
+        await _keep(objects, holding)
         raise
-    await _keep(objects, lock)
+    await _keep(objects, holding)
 
 
-async def _keep(objects: DiskObjects, lock: Lock) -> None:
+async def _keep(objects: DiskObjects, holding: Held) -> None:
     count = objects.presence.objects
     if next(objects.presence.runs(0, count)) == (count, State.UNKNOWN):
         return
+    if not holding.lock.predecessor.binding:
+        holding.changed = True  # nothing is trusted that could be lost by that
+    # Of a disk that is what it was, more is known now, and what else is kept stays true.
+    tenure = holding.lock.tenure if holding.changed else holding.lock.predecessor
     try:
-        await objects.remember(lock.tenure.binding)
+        await objects.remember(tenure.binding)
     except SwiftnbdError as error:
         log.info("%s: which objects exist could not be kept: %s", objects.label, error)
 

@@ -146,7 +146,7 @@ class Keeper:
 
 
 class Leased(Store):
-    """``store``, changed only under a lease: no PUT or DELETE begins after it, or outlasts it."""
+    """``store``, changed only under a lease: no change begins after it, or outlasts it."""
 
     def __init__(self, store: Store, keeper: Keeper) -> None:
         self.label = store.label
@@ -210,7 +210,7 @@ class Leased(Store):
         return await self._store.info(count=count)
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:
-        await self._store.set_metadata(changes)
+        await self._leased(lambda: self._store.set_metadata(changes))
 
     async def create_container(
         self, metadata: Mapping[str, str] | None = None, *, policy: str | None = None
