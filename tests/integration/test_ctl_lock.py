@@ -251,8 +251,10 @@ async def test_lock_by_hand_is_undone_at_once(disk: Store, told: Told) -> None:
         pass
 
 
-async def work_for_ever(store: Store, begin: Callable[[], Awaitable[None]]) -> None:
-    async with locked(store, NAME, Pace(term_seconds=0.06)):
+async def work_for_ever(
+    store: Store, begin: Callable[[], Awaitable[None]], term_seconds: float = 6.0
+) -> None:
+    async with locked(store, NAME, Pace(term_seconds=term_seconds)):
         await begin()
         await asyncio.Event().wait()
 
@@ -277,7 +279,7 @@ async def test_command_whose_lock_cannot_be_renewed_ends() -> None:
         {"swiftnbd-version": "1", "swiftnbd-objects": "1", "swiftnbd-object-size": "512"}
     )
     with pytest.raises(StoreError, match="disk: the lock could not be renewed"):
-        await work_for_ever(store, go_down)
+        await work_for_ever(store, go_down, term_seconds=0.06)
 
 
 async def test_epochs_that_were_removed_are_forgotten_by_force(disk: Store, told: Told) -> None:
