@@ -89,9 +89,7 @@ class Place:
 def failed_login(place: Place, error: Exception) -> StoreError:
     """The error of ours for what one of the libraries raised."""
     if isinstance(error, exceptions.HttpError):
-        # Keystone's answer for an application credential that was deleted
-        is_gone = "application credential" in str(error.message or "").lower()
-        return _refusal(place, 401 if is_gone else error.http_status)
+        return _refusal(place, 401 if _is_unknown(place, error) else error.http_status)
     if isinstance(error, exceptions.InvalidResponse):
         return _unusable(place, error.response)
     if isinstance(error, exceptions.DiscoveryFailure):
@@ -103,6 +101,13 @@ def failed_login(place: Place, error: Exception) -> StoreError:
     if isinstance(error, (exceptions.ConnectionError, RequestException, HTTPError, OSError)):
         return StoreUnavailable(f"{place}: {reason(first_cause(error), place.seconds_max)}")
     return StoreError(f"{place}: {type(error).__name__}: the answer or the options make no sense")
+
+
+def _is_unknown(place: Place, error: exceptions.HttpError) -> bool:
+    """Whether Keystone's 404 is about what we show it, and not about the URL."""
+    said = str(error.message or "").lower()
+    is_token = "token" in place.settings.method and " token " in said
+    return "application credential" in said or (is_token and error.http_status == 404)
 
 
 def _refusal(place: Place, status: int) -> StoreError:

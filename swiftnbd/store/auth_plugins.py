@@ -188,7 +188,10 @@ def _endpoint(place: Place, settings: LoginSettings, access: Any) -> tuple[str, 
     if isinstance(access, AccessInfoV1):
         return access.storage_url, ""
     if not access.has_service_catalog():
-        raise StoreError(f"{place}: the token is for no project: name one")
+        raise StoreError(
+            f"{place}: the token is for no project: name one (project in the secrets file, "
+            "--os-project-name or OS_PROJECT_NAME)"
+        )
     interface = settings.interface.removesuffix("URL")
     catalog = access.service_catalog
     everything = [
