@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from swiftnbd.cli.parallel import for_each
+from swiftnbd.export.layout import OWN_PREFIX
 from swiftnbd.store.base import Store
 
 PART_BYTES = 64 * 1024  # what the server reads of a large object for a small request
 RING_BYTES = 64 << 20  # of objects written again and again: a scratch container stays small
 RING_OBJECTS_MAX = 256
+OBJECTS_PREFIX = OWN_PREFIX + "bench/"  # nobody's data, for who deletes what a killed one left
 
 Clock = Callable[[], float]
 
@@ -122,7 +124,7 @@ class Bench:
         return Measured(step, max(self._clock() - begin, 1e-9), sorted(latencies))
 
     async def _put(self, step: Step, number: int) -> None:
-        name = f"{step.size}/{number % _ring(step)}"
+        name = f"{OBJECTS_PREFIX}{step.size}/{number % _ring(step)}"
         if len(self._noise) != step.size:
             self._noise = os.urandom(step.size)  # a store may compress
         await self._store.put(name, number.to_bytes(8) + self._noise[8:])  # or deduplicate

@@ -18,7 +18,7 @@ from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.report import json_option, print_json, quiet_option
 from swiftnbd.cli.sizes import format_size, parse_size, size_option
 from swiftnbd.errors import ContainerMissing, ContainerNotEmpty, StoreError, SwiftnbdError
-from swiftnbd.export.layout import OBJECT_SIZE_UNIT
+from swiftnbd.export.layout import OBJECT_SIZE_UNIT, deleted_metadata
 from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.base import OBJECT_BYTES_MAX, Store
 
@@ -162,6 +162,8 @@ async def _bench(
             info = await stores.open(export).info()
             policy = (info.policy or None) if info else None
         found = []
+        if not quiet:
+            tell(f"measuring in {name}; should this be killed, run: swiftnbd-ctl delete {name}")
         async with scratch(stores.open(replace(export, name=name)), name, policy, tell) as store:
             with _status(name, len(plan), quiet=quiet) as begins:
                 async for measured in Bench(store, limits).run(plan, begins):
@@ -175,15 +177,20 @@ async def _bench(
 async def scratch(
     store: Store, name: str, policy: str | None, tell: Tell, retry_seconds: float | None = None
 ) -> AsyncIterator[Store]:
-    """A new container, removed with all that is in it, whatever happens inside."""
+    """A new container, removed with all that is in it, whatever happens inside.
+
+    From the start it is marked as one that is being deleted: so ``swiftnbd-ctl delete`` removes
+    it if we are killed.
+    """
+    marks = {key: value for key, value in deleted_metadata().items() if value}
     try:
-        await store.create_container(policy=policy)
+        await store.create_container(marks, policy=policy)
         yield store
     finally:
         try:
             await _remove(store, CLEAN_RETRY_SECONDS if retry_seconds is None else retry_seconds)
         except SwiftnbdError as error:
-            tell(f"{name}, the scratch container, could not be removed; do it by hand ({error})")
+            tell(f"{name}, a scratch container, is left; run: swiftnbd-ctl delete {name} ({error})")
 
 
 async def _remove(store: Store, retry_seconds: float) -> None:

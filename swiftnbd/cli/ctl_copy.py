@@ -165,7 +165,7 @@ def _check_fits(disk: DiskInfo, there: DiskInfo, request: CopyRequest) -> None:
 async def _copy_held(here: Held, there: Held, request: CopyRequest, tell: Tell) -> "Tally":
     from swiftnbd.cli.copying import Copy
     from swiftnbd.cli.known import known_objects
-    from swiftnbd.cli.unfinished import COPY, finish_record, start_record
+    from swiftnbd.cli.unfinished import COPY, finish_records, start_record
 
     _check_fits(here.disk, there.disk, request)
     await _check_overwrite(there, request, tell)
@@ -188,7 +188,7 @@ async def _copy_held(here: Held, there: Held, request: CopyRequest, tell: Tell) 
         raise
     if here.disk.image_size is not None:
         await there.store.set_metadata({_IMAGE_SIZE: str(here.disk.image_size)})
-    await finish_record(there.store, COPY)
+    await finish_records(there.store)
     return copying.tally
 
 

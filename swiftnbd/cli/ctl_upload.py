@@ -154,7 +154,7 @@ def _check_size(source: "Source", disk: DiskInfo, name: str) -> None:
 async def _upload_held(
     holding: Held, name: str, source: "Source", request: UploadRequest, tell: Tell
 ) -> "tuple[Tally, float]":
-    from swiftnbd.cli.unfinished import UPLOAD, finish_record, start_record
+    from swiftnbd.cli.unfinished import UPLOAD, finish_records, start_record
     from swiftnbd.cli.uploading import Upload, recalled, try_to_remember
 
     store, lock = holding.store, holding.lock
@@ -176,7 +176,7 @@ async def _upload_held(
     seconds = time.monotonic() - begin
     await _set_image_size(store, holding.disk, source.size)
     await objects.remember(lock.tenure.binding)
-    await finish_record(store, UPLOAD)
+    await finish_records(store)
     return upload.tally, seconds
 
 

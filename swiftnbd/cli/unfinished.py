@@ -54,6 +54,7 @@ async def is_unfinished(
         return False
 
 
-async def finish_record(store: Store, name: str) -> None:
-    """Say that it is complete."""
-    await store.delete(name)
+async def finish_records(store: Store) -> None:
+    """Say that the disk is complete, whatever of both was under way in it, and cut short."""
+    for name in (COPY, UPLOAD):
+        await store.delete(name)

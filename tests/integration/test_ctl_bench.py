@@ -188,7 +188,7 @@ async def test_scratch_container_that_stays_is_named(told: Told) -> None:
 
     async with scratch(Stubborn("scratch", MemoryAccount()), "scratch", None, told):
         pass
-    assert told == ["scratch, the scratch container, could not be removed; do it by hand (503)"]
+    assert told == ["scratch, a scratch container, is left; run: swiftnbd-ctl delete scratch (503)"]
 
 
 def test_command_in_a_pipe_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
