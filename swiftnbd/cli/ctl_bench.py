@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl bench``: how fast a store is, and which object size suits it."""
 
-import asyncio
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -194,6 +193,8 @@ async def scratch(
 
 
 async def _remove(store: Store, retry_seconds: float) -> None:
+    import asyncio
+
     from swiftnbd.cli.parallel import for_each
 
     async def delete(object_name: str) -> None:

@@ -26,7 +26,6 @@ from swiftnbd.cli.common import (
 )
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.ctl_setup import warn_of_limits
-from swiftnbd.cli.downloading import read_object
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
@@ -132,6 +131,8 @@ def _confirm(name: str, plan: Plan) -> bool:
 
 async def make_plan(store: Store, *, name: str, size: int) -> Plan:
     """What is to be done, and what it would cost. Nothing is changed or locked."""
+    from swiftnbd.cli.downloading import read_object
+
     disk = read_disk(await read_container(store, name), name)
     before = disk.geometry
     objects = -(-size // before.object_size)
@@ -208,6 +209,8 @@ async def _delete_behind(
 
 async def _zero_tail(store: Store, known: "DiskObjects", index: int, plan: Plan) -> None:
     """Nothing is left of what the last object holds behind the new end."""
+    from swiftnbd.cli.downloading import read_object
+
     if known.is_absent(index):
         return
     data = await read_object(store, index, known.size)

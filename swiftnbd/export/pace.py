@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """How long the steps of locking take, and whose clock says so. See docs/locking.md, "Time"."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -50,9 +49,15 @@ def quiet_seconds(term_seconds: float) -> float:
     return term_seconds * (1 + DRIFT) + PUT_SECONDS_MAX
 
 
+async def _sleep(seconds: float) -> None:
+    import asyncio  # late: --help needs the defaults above, and no event loop
+
+    await asyncio.sleep(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Time, for tests to replace. Only differences of ``clock`` mean anything."""
 
     clock: Callable[[], float] = boot_clock
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    sleep: Callable[[float], Awaitable[None]] = _sleep

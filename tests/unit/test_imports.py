@@ -2,6 +2,7 @@
 """The layers: imports point downwards only. And what else holds for every module."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +121,22 @@ def test_third_module_that_knows_both_worlds_is_found() -> None:
     both = ["swiftnbd.protocol.errors.wire_error", "swiftnbd.export.export.Export"]
     assert list(complaints("server/stats.py", iter(both)))
     assert not list(complaints("server/server.py", iter(both)))
+
+
+def test_help_of_ctl_imports_nothing_that_only_work_needs() -> None:
+    """Half of the time that it may take would go by with an event loop that nobody runs."""
+    heavy = {
+        "asyncio", "uvloop", "aiohttp", "ssl", "subprocess", "concurrent.futures",
+        "keystoneauth1", "swiftclient", "rich", "prometheus_client", "cryptography",
+    }  # fmt: skip
+    code = (
+        "import sys\n"
+        "from swiftnbd.cli.ctl import main\n"
+        "try:\n    main(['--help'])\n"
+        f"finally:\n    print(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "Set up, lock, copy, check and delete" in done.stdout
+    assert done.stderr == "[]\n"
