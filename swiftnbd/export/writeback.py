@@ -135,7 +135,9 @@ class WriteBack:
         self._on_stored = on_stored
         self._on_failed = on_failed
         self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
-        self._filling: deque[int] = deque(maxlen=FILLING_MAX)  # the last is the latest
+        # The last is the latest. Not all that may be dirty: random writes fill nothing.
+        filling = max(1, min(FILLING_MAX, limit // per_object // 2))
+        self._filling: deque[int] = deque(maxlen=filling)
         self._uploading = 0
         self._aborts = 0
         self._failures = 0  # in a row

@@ -266,6 +266,16 @@ async def test_half_full_object_that_others_came_after_makes_room() -> None:
         await uploads.end(index)
 
 
+async def test_half_full_objects_up_to_a_small_limit_are_not_stored_one_by_one() -> None:
+    uploads = Uploads(limit=4)
+    for index in range(4):
+        uploads.change(index, data=BYTES[:2])
+    await turns()
+    assert uploads.begun == [0, 1]
+    for index in tuple(uploads.running):
+        await uploads.end(index)
+
+
 async def test_object_that_is_being_filled_is_stored_at_its_age() -> None:
     uploads = Uploads(seconds=0.0)
     uploads.change(1, data=BYTES[:2])
