@@ -113,10 +113,10 @@ class Keeper:
                 self._renewed()
 
     def _renewed(self) -> None:
-        end = asyncio.get_running_loop().time() + self.lease_seconds
+        left = self.lease_seconds
         for change in self.changes:
             if not change.expired():
-                change.reschedule(end)
+                change.reschedule(asyncio.get_running_loop().time() + left)
         if self.is_suspended and self.seconds_left:
             self.is_suspended = False
             log.warning("%s: the lock is still ours, going on", self.lock.store.label)

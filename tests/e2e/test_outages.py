@@ -106,7 +106,7 @@ def test_requests_fail_after_the_timeout_and_what_was_written_is_stored_later(
 def test_requests_wait_for_swift_and_are_answered_within_a_second_of_its_return(
     backend: SwiftBackend, launch: Launch, mortal_swift: RealSwift
 ) -> None:
-    disk = serve(backend, launch, "--timeout", "1", "--on-outage", "wait")
+    disk = serve(backend, launch, "--timeout", "3", "--on-outage", "wait")
     with disk.connect() as client, disk.connect() as other, aside() as begin:
         client.write(0, OLD)
         client.flush()
@@ -115,7 +115,7 @@ def test_requests_wait_for_swift_and_are_answered_within_a_second_of_its_return(
             flush = begin(client.flush)
             read = begin(other.read, FAR, len(OLD))
             disk.server.wait_log(BEGAN)
-            time.sleep(1.5)  # longer than the time-out
+            time.sleep(3.5)  # longer than the time-out
             assert not flush.done()
             assert not read.done()
         back = time.monotonic()
