@@ -148,8 +148,8 @@ class World:
                 for _ in range(chance.randrange(1, 5)):
                     at = chance.choice([4096, 8192, 8192 + SIZE]) + chance.randrange(4 * 64)
                     data[at : at + 2] = chance.randbytes(2)
-                if chance.random() < 0.2:
-                    data[chance.randrange(200)] ^= 1
+                if chance.random() < 0.2 and data:  # killed early, it may be empty
+                    data[chance.randrange(min(200, len(data)))] ^= 1
             case "cut short":
                 del data[chance.randrange(len(data)) :]
         self.file.write_bytes(data)
