@@ -151,7 +151,7 @@ class World:
                 if chance.random() < 0.2 and data:  # killed early, it may be empty
                     data[chance.randrange(min(200, len(data)))] ^= 1
             case "cut short":
-                del data[chance.randrange(len(data)) :]
+                del data[chance.randrange(len(data) + 1) :]
         self.file.write_bytes(data)
 
 
