@@ -76,7 +76,7 @@ def _measure_cold_reads(swift: Swift, options: Options, results: Results) -> Non
     row = results.comparison(PART, "4 KiB random read, cold, depth 32", "/s", "raw GET")
     data = options.random_bytes(count * OBJECT)
     disk = swift.set_up(len(data), OBJECT)
-    swift.raw.put_all(disk, data, OBJECT)
+    swift.raw.fill(disk, data, OBJECT)
 
     def ours() -> float:
         with swift.serve(disk, CACHE_MIB) as server:

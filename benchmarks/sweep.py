@@ -94,7 +94,7 @@ def _sweep_requests(sweep: _Sweep) -> None:
 def _sweep_cache(sweep: _Sweep) -> None:
     data = sweep.options.random_bytes(DISK_MIB * MIB)
     disk = sweep.swift.set_up(len(data), 64 * KIB)
-    sweep.swift.raw.put_all(disk, data, 64 * KIB)
+    sweep.swift.raw.fill(disk, data, 64 * KIB)
     for cache in CACHE_MIB:
         flags = ("--rw=randread", "--iodepth=8", f"--size={len(data)}", "--norandommap")
         law = ("--random_distribution=zipf:1.1", "--time_based", "--runtime=8")
