@@ -14,7 +14,10 @@ from tests.support.server_process import ServerProcess
 from tests.support.swift_aio import RealSwift
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "0"))  # 0: this is no long run
-SEED = os.environ.get("SOAK_SEED") or str(random.SystemRandom().randrange(1 << 32))
+# A short run is the same each time, so that its end says something of the change it is run for.
+SEED = os.environ.get("SOAK_SEED") or (
+    str(random.SystemRandom().randrange(1 << 32)) if SECONDS else "3"
+)
 
 _LINES_SHOWN = 60
 _LOG_LINES_SHOWN = 25
