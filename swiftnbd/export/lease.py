@@ -150,10 +150,13 @@ class Leased(Store):
 
     def __init__(self, store: Store, keeper: Keeper) -> None:
         self.label = store.label
-        self.admits_one_creator = store.admits_one_creator
         self.place = store.place
         self._store = store
         self._keeper = keeper
+
+    @property
+    def admits_one_creator(self) -> bool:
+        return self._store.admits_one_creator
 
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
         return await self._leased(lambda: self._store.put(name, data, if_absent=if_absent))

@@ -79,15 +79,20 @@ class Place:
 class Store(ABC):
     """One container of named objects. ``label`` names it in messages ("swift:backups").
 
-    ``admits_one_creator``: of several ``put(if_absent=True)`` at once just one succeeds. Where it
-    is False each that began before the others were done may.
-
     ``place`` None: it has no `copy`.
     """
 
     label: str
-    admits_one_creator: bool = False
     place: Place | None = None
+
+    @property
+    def admits_one_creator(self) -> bool:
+        """Whether of several ``put(if_absent=True)`` at once just one succeeds.
+
+        Where it is False each that began before the others were done may. Some stores know it
+        only once they have been asked for `info`; until then it is False.
+        """
+        return False
 
     @abstractmethod
     async def get(
@@ -191,6 +196,19 @@ class Store(ABC):
 
     async def close(self) -> None:
         """Release connections and threads. Idempotent."""
+
+
+class Unproven(Store):
+    """A store whose word on what is not there may be wrong: `Proven` makes it a `Store`.
+
+    ``deletes_blindly``: that something was deleted is no more than that word.
+    """
+
+    deletes_blindly = False
+
+    @abstractmethod
+    async def head_account(self) -> None:
+        """Raise unless the store reaches what all its containers are in."""
 
 
 async def list_all(

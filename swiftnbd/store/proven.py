@@ -53,8 +53,8 @@ from swiftnbd.store.base import (
     ObjectInfo,
     Place,
     Store,
+    Unproven,
 )
-from swiftnbd.store.swift import SwiftStore
 
 # Bounds the outage that can hide between two probes. An account server that is restarted, the
 # shortest outage there is, is away for about this long.
@@ -128,9 +128,9 @@ class Prober:
 
 
 class Proven(Store):
-    """A `SwiftStore` whose None, False and `ContainerMissing` are proof."""
+    """``store``, but None, False and `ContainerMissing` are proof."""
 
-    def __init__(self, store: SwiftStore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Unproven, clock: Callable[[], float] = time.monotonic) -> None:
         self.label = store.label
         self.place = store.place
         self._store = store
@@ -138,6 +138,10 @@ class Proven(Store):
         self._account_prober = Prober(store.head_account, clock)
         self._container_prober = Prober(self._probe_container, clock)
         self._canary_prober = Prober(self._probe_canary, clock)
+
+    @property
+    def admits_one_creator(self) -> bool:
+        return self._store.admits_one_creator
 
     async def get(
         self,
@@ -172,6 +176,8 @@ class Proven(Store):
             return await self._store.delete(name) or None
 
         found = await self._prove(f"DELETE {name}", self._prober_for(name), attempt)
+        if found and self._store.deletes_blindly:
+            await self._prober_for(name).probe()
         return found is not None
 
     async def renew(self, name: str, token: str) -> bool:
@@ -198,7 +204,9 @@ class Proven(Store):
         return rows
 
     async def info(self, *, count: bool = False) -> ContainerInfo | None:
-        return await self._prove("HEAD", self._account_prober, self._store.info)
+        return await self._prove(
+            "HEAD", self._account_prober, lambda: self._store.info(count=count)
+        )
 
     async def set_metadata(self, changes: Mapping[str, str]) -> None:
         async def attempt() -> bool | None:

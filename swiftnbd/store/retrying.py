@@ -115,6 +115,10 @@ class Retrying(Store):
         self._circuit = circuit
         self._trouble_logged = -TROUBLE_LOG_SECONDS
 
+    @property
+    def admits_one_creator(self) -> bool:
+        return self._store.admits_one_creator
+
     async def get(
         self,
         name: str,

@@ -11,10 +11,8 @@ nothing was written. Bodies are checked against their headers, against what was 
 they are whole objects, against the ETag.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping
-from hashlib import md5
 from urllib.parse import quote
 
 from swiftnbd.errors import (
@@ -35,7 +33,7 @@ from swiftnbd.store.base import (
     Listed,
     ObjectInfo,
     Place,
-    Store,
+    Unproven,
 )
 from swiftnbd.store.checks import (
     check_container_name,
@@ -44,6 +42,7 @@ from swiftnbd.store.checks import (
     check_size,
     check_token,
 )
+from swiftnbd.store.hashing import md5_of
 from swiftnbd.store.swift_answers import (
     METADATA_PREFIX,
     TOKEN_HEADER,
@@ -56,14 +55,11 @@ from swiftnbd.store.swift_answers import (
 )
 from swiftnbd.store.swift_http import SwiftAccount
 
-# MD5 of 64 KiB takes 90 us, as long as the way to a thread and back; of 256 KiB, 350 us, more
-# than the event loop should be kept from everybody else.
-HASH_IN_THREAD_BYTES = 256 * 1024
 # 10,000 rows of 1 KiB names, each byte of them at worst six characters of JSON, and 250 more.
 LISTING_BYTES_MAX = LISTING_LIMIT_MAX * (6 * 1024 + 256)
 
 
-class SwiftStore(Store):
+class SwiftStore(Unproven):
     """The container ``container`` of ``account``, which stays open when this is closed."""
 
     def __init__(self, account: SwiftAccount, container: str) -> None:
@@ -123,7 +119,7 @@ class SwiftStore(Store):
 
     async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
         what, path = self._object("PUT", name)
-        etag = await _hash(data)
+        etag = await md5_of(data)
         headers = {"ETag": etag}
         if if_absent:
             headers["If-None-Match"] = "*"
@@ -255,7 +251,7 @@ class SwiftStore(Store):
         return None if info is None else Blob(b"", info.etag)
 
     async def _whole(self, what: str, answer: Answer) -> Blob:
-        etag = await _hash(answer.body)
+        etag = await md5_of(answer.body)
         if etag != answer.etag:
             raise CorruptObject(
                 f"{what}: {len(answer.body)} bytes with MD5 {etag}, "
@@ -284,12 +280,6 @@ class SwiftStore(Store):
             said = answer.headers.get("content-range", "(none)")
             raise CorruptObject(f"{what}: 416 for bytes from {start}, with Content-Range {said}")
         return Blob(b"", answer.etag)
-
-
-async def _hash(data: Buffer) -> str:
-    if len(data) <= HASH_IN_THREAD_BYTES:
-        return md5(data).hexdigest()
-    return await asyncio.to_thread(lambda: md5(data).hexdigest())
 
 
 def _metadata_headers(changes: Mapping[str, str]) -> dict[str, str]:

@@ -156,6 +156,7 @@ class Faulty(Store):
     at_once: int = 0
     at_once_max: int = 0
     canary: str | None = None
+    admits_one_creator: bool = field(default=False, init=False)
     _now: dict[str, Blob | None] = field(default_factory=dict)
     _before: dict[str, Blob | None] = field(default_factory=dict)
     late: list[tuple[str, int, Blob | None]] = field(default_factory=list)
