@@ -91,3 +91,25 @@ class SwiftBack(BackDoor):
             self.root = urlsplit(answer.headers["X-Storage-Url"]).path
         finally:
             connection.close()
+
+
+class BucketBack(SwiftBack):
+    """A container in a bucket of Swift's S3 API, by Swift's own: there a bucket is a container."""
+
+    def __init__(self, swift: Swift, bucket: str, folder: str) -> None:
+        super().__init__(swift, bucket)
+        self.folder = f"{folder}/"
+
+    async def names(self) -> list[str]:
+        query = f"?format=json&prefix={quote(self.folder)}"
+        status, _, body = await self.request("GET", super().path() + query)
+        assert status == 200
+        names = (row["name"].removeprefix(self.folder) for row in json.loads(body))
+        return [each for each in names if not each.startswith(("swiftnbd/m", "swiftnbd/tokens/"))]
+
+    async def metadata(self) -> dict[str, str] | None:
+        data = await self.read("swiftnbd/metadata")
+        return None if data is None else dict(json.loads(data)["metadata"])
+
+    def path(self, name: str | None = None) -> str:
+        return super().path(None if name is None else self.folder + name)

@@ -11,6 +11,7 @@ from typing import Any
 ROLES = ("account", "container", "object", "proxy")
 DEFAULT_POLICY = "Policy-0"
 SECOND_POLICY = "Policy-1"
+S3_REGION = "us-east-1"
 FILTERS = (
     "catch_errors",
     "gatekeeper",
@@ -18,6 +19,7 @@ FILTERS = (
     "cache",
     "listing_formats",
     "bulk",
+    "s3api",
     "tempauth",
     "copy",
     "container_quotas",
@@ -154,6 +156,7 @@ def _proxy(spec: SwiftSpec, ports: dict[str, int]) -> Sections:
     if spec.cache == "none":
         filters.remove("cache")
     if spec.keystone_url:
+        filters.remove("s3api")  # it would need Keystone's EC2 credentials
         at = filters.index("tempauth")
         filters[at : at + 1] = ["authtoken", "keystoneauth"]
     app: dict[str, Any] = {
@@ -181,6 +184,8 @@ def _proxy(spec: SwiftSpec, ports: dict[str, int]) -> Sections:
     if spec.keystone_url:
         _ask_keystone(conf, spec)
         return conf
+    # S3 clients log in with a user's name and key of tempauth
+    conf["filter:s3api"] |= {"location": S3_REGION, "s3_acl": "false"}
     conf["filter:tempauth"] |= {
         "token_life": 86400,
         # Stateless tokens: tempauth needs no memcached at all then.
