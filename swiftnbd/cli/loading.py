@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from swiftnbd.cli.common import locked_by
 from swiftnbd.cli.exits import Exit, SeveralFailed, exit_code
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.export import Export
+from swiftnbd.export.base import BaseExport
 from swiftnbd.log import about
 
 LOADS_AT_ONCE_MAX = 16
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def loaded(
-    exports: Sequence[Export],
+    exports: Sequence[BaseExport],
     *,
     late_seconds: float = LATE_SECONDS,
     retry_seconds: float = RETRY_SECONDS,
@@ -54,8 +54,8 @@ class Loader:
     """
 
     def __init__(self, retry_seconds: float) -> None:
-        self.ready: dict[str, Export] = {}
-        self.coming: dict[str, Export] = {}
+        self.ready: dict[str, BaseExport] = {}
+        self.coming: dict[str, BaseExport] = {}
         self.is_later = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._order: list[str] = []
@@ -66,7 +66,7 @@ class Loader:
         self._changed = asyncio.Event()
         self._retry_seconds = retry_seconds
 
-    def add(self, export: Export) -> None:
+    def add(self, export: BaseExport) -> None:
         """Load one more, whose name is neither ready nor coming."""
         name = export.name
         self.coming[name] = export
@@ -76,7 +76,7 @@ class Loader:
             self._order.append(name)
         self._tasks[name] = asyncio.get_running_loop().create_task(self._load(export))
 
-    def check(self, export: Export) -> None:
+    def check(self, export: BaseExport) -> None:
         """Look again at one that is ready. It stays so; only a WARNING may come."""
         self._tasks[export.name].cancel()  # the last look
         self._tasks[export.name] = asyncio.get_running_loop().create_task(self._look_again(export))
@@ -116,7 +116,7 @@ class Loader:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _load(self, export: Export) -> None:
+    async def _load(self, export: BaseExport) -> None:
         """Return when it is ready, or never will be."""
         about(export=export.name)
         try:
@@ -126,7 +126,7 @@ class Loader:
         finally:
             self._decided(export.name)
 
-    async def _look_again(self, export: Export) -> None:
+    async def _look_again(self, export: BaseExport) -> None:
         about(export=export.name)
         try:
             await export.look_again()
@@ -137,7 +137,7 @@ class Loader:
         self._undecided.discard(name)
         self._changed.set()
 
-    async def _try(self, export: Export) -> bool:
+    async def _try(self, export: BaseExport) -> bool:
         """One try; whether nothing more is to be done."""
         name = export.name
         try:
@@ -159,7 +159,7 @@ class Loader:
             self._told.add(name)
             log.warning("%s: %s; it is served as soon as it can be reached", name, reason)
 
-    def _add(self, export: Export) -> None:
+    def _add(self, export: BaseExport) -> None:
         ready = self.ready  # the server has this very dictionary
         ready[export.name] = export
         in_order = {name: ready[name] for name in self._order if name in ready}
@@ -169,5 +169,5 @@ class Loader:
             log.info("%s: reached, it is served now", export.name)
         elif self.is_later:
             log.info("%s: it is served now", export.name)
-        if holder := export.info.client:
+        if holder := export.facts.holder:
             log.info("%s", locked_by(export.name, holder))

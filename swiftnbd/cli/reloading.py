@@ -12,7 +12,7 @@ from functools import partial
 from swiftnbd.cli.loading import Loader
 from swiftnbd.cli.plan import Plan
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.export import Export
+from swiftnbd.export.base import BaseExport
 from swiftnbd.server.config import ExportConfig
 from swiftnbd.server.server import Server
 
@@ -26,7 +26,7 @@ class Reloader:
         self,
         plan: Plan,
         read: Callable[[], Plan],
-        make: Callable[[ExportConfig], Export],
+        make: Callable[[ExportConfig], BaseExport],
         loader: Loader,
         server: Server,
     ) -> None:
@@ -68,7 +68,7 @@ class Reloader:
         is_known = config.name in loader.ready or config.name in loader.coming
         return not is_known or self._configs.get(config.name) != config
 
-    def _add(self, new: Export) -> None:
+    def _add(self, new: BaseExport) -> None:
         loader, name = self._loader, new.name
         if name in loader.ready:
             old = loader.ready[name]
@@ -80,7 +80,7 @@ class Reloader:
         log.info("%s: added", name)
         loader.add(new)
 
-    def _change(self, old: Export, new: Export) -> None:
+    def _change(self, old: BaseExport, new: BaseExport) -> None:
         old.change(new)
         self._loader.check(old)
 
@@ -93,7 +93,7 @@ class Reloader:
             if not export.turns.when_idle(partial(self._remove, export)):
                 log.info("%s: in use, so it is removed when its client has left", export.name)
 
-    def _remove(self, export: Export) -> None:
+    def _remove(self, export: BaseExport) -> None:
         export.retire()
         del self._loader.ready[export.name]
         log.info("%s: removed", export.name)

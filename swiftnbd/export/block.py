@@ -22,8 +22,8 @@ the transport's buffer, a PUT under way. ``frozen`` says so, and the next write 
 import asyncio
 import enum
 
+from swiftnbd.buffers import hole, is_hole
 from swiftnbd.export import ranges
-from swiftnbd.export.device import hole, is_hole
 from swiftnbd.export.eviction import Queue
 from swiftnbd.export.ranges import Ranges
 from swiftnbd.store.base import Buffer

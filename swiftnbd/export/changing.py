@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from errno import ENOTSUP
 from typing import Literal, TypeVar
 
+from swiftnbd.buffers import hole, is_hole
 from swiftnbd.errors import ExportError
 from swiftnbd.export.block import Block
-from swiftnbd.export.device import hole, is_hole
 from swiftnbd.export.disk_state import DiskState, Part
 from swiftnbd.export.parallel import for_each
 from swiftnbd.export.presence import State

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from errno import EIO, ESHUTDOWN
 from itertools import islice
 
+from swiftnbd.api.device import Device, Extent
+from swiftnbd.api.profile import Profile
 from swiftnbd.errors import ExportError
 from swiftnbd.export.block_map import BlockMap, draw
 from swiftnbd.export.changing import RUNS_PER_TURN_MAX, Writer
-from swiftnbd.export.device import Device, Extent
 from swiftnbd.export.disk_cache import DiskCache
 from swiftnbd.export.disk_state import DiskState, Part
 from swiftnbd.export.layout import Geometry, preferred_block_size
@@ -50,6 +51,10 @@ class ObjectDevice(Device):
     request waits for the store; None: for ever. ``close_seconds``: the last flush, if another time.
     """
 
+    can_fua = True
+    can_fast_zero = True
+    multi_conn = True
+
     def __init__(
         self,
         store: Store,
@@ -67,6 +72,7 @@ class ObjectDevice(Device):
         self.size = geometry.size
         self.block_size = preferred_block_size(geometry)
         self.counters = counters if counters is not None else Counters()
+        self.description = profile_of(store, geometry, read_only=False).description
         self._label = store.label
         self._flush_seconds = flush_seconds
         self._close_seconds = flush_seconds if close_seconds is None else close_seconds
@@ -326,6 +332,16 @@ class ObjectDevice(Device):
 def _kind_of(dirty: DirtyObject) -> tuple[bool, bool]:
     """Whether a changed object is a hole, and zeros, as a reader sees it."""
     return dirty.is_hole and not dirty.keep_zeros, dirty.is_hole
+
+
+def profile_of(store: Store, geometry: Geometry, *, read_only: bool) -> Profile:
+    """What clients are told of the disk, whether it is open or not."""
+    return Profile(
+        geometry.size,
+        preferred_block_size(geometry),
+        read_only=read_only,
+        description=f"{store.label}, {geometry.object_size} byte objects",
+    )
 
 
 def _read_ahead(size: int, disk: DiskState, settings: CacheSettings) -> ReadAhead | None:

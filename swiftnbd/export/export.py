@@ -22,8 +22,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from errno import ESHUTDOWN
-from typing import NoReturn
+from typing import NoReturn, Self
 
+from swiftnbd.api.client import Client as Client
+from swiftnbd.api.device import Device
+from swiftnbd.api.plugin import FilterPlugin, Opening
+from swiftnbd.api.profile import Profile
 from swiftnbd.errors import (
     ContainerMissing,
     ExportError,
@@ -31,16 +35,18 @@ from swiftnbd.errors import (
     Locked,
     SwiftnbdError,
 )
-from swiftnbd.export.device import Device
-from swiftnbd.export.disk import ObjectDevice
+from swiftnbd.export.base import BaseExport, no_lock
+from swiftnbd.export.disk import ObjectDevice, profile_of
 from swiftnbd.export.disk_cache import DiskCache
+from swiftnbd.export.handover import recall, remember
+from swiftnbd.export.layers import Kept, Layers, called, close
 from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import NOBODY, Lock, Sighting
 from swiftnbd.export.marks import describe_holder, holder_host, mark_for
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
-from swiftnbd.export.status import CacheStatus, ExportState, ExportStatus
+from swiftnbd.export.status import CacheStatus, ExportFacts, ExportState, ExportStatus
 from swiftnbd.export.turns import Turns
 from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
@@ -52,24 +58,8 @@ KEPT_RETRY_SECONDS = 5.0  # between tries to let go of a container whose store f
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Whoever is at the other end: connections with one ``identity`` are one client.
-
-    ``host`` and ``port`` are for the mark in the container, ``shown`` is for messages.
-    """
-
-    identity: str
-    host: str
-    port: int
-    shown: str = ""
-
-    def __str__(self) -> str:
-        return self.shown or f"{self.host}:{self.port}"
-
-
 @dataclass(slots=True)
-class Export:
+class Export(BaseExport):
     """One container, as served. Open it with `load` before anything else."""
 
     name: str
@@ -82,9 +72,12 @@ class Export:
     multi_conn: bool = True  # else one connection is the whole client
     tls_only: bool = False  # only clients whose connection is encrypted may know of it
     origin: str = ""  # with the name it tells the container from any other, for its disk cache
+    filters: tuple[FilterPlugin, ...] = ()  # the first one is asked first
     counters: Counters = field(default_factory=Counters)
     info: DiskInfo = field(init=False)
     device: ObjectDevice | None = field(init=False, default=None)
+    _layers: Layers = field(init=False)
+    _top: Device | None = field(init=False, default=None)  # the device behind its shared filters
     _disk_cache: DiskCache | None = field(init=False, default=None)
     _is_disk_usable: bool = field(init=False, default=True)  # until it fails or hangs
     _closing: asyncio.Task[None] | None = field(init=False, default=None)
@@ -99,6 +92,7 @@ class Export:
 
     def __post_init__(self) -> None:
         self._watch = Watch(self.store)
+        self._layers = Layers(self.filters)
         self.turns = Turns(self._is_idle)
 
     async def load(self) -> None:
@@ -113,23 +107,33 @@ class Export:
         if self.takeover and not self.read_only:
             await self._watch.look()
 
+    async def look(self, name: str) -> Profile:
+        opening = Opening(self.name, self.read_only)
+        if not self._layers:
+            return profile_of(self.store, self.info.geometry, read_only=self.read_only)
+        async with self.turns:
+            if self._top is not None:
+                return await self._layers.profile(self._top, opening)
+            device = self._device(self.store, exclusive=False)
+            try:
+                return await self._layers.look(device, opening)
+            finally:
+                await device.close()
+
     def _adopt(self, info: DiskInfo) -> None:
         self.cache.check(info.geometry)
         self.info = info
 
     @property
     def connections(self) -> int:
-        """How many connections use it now."""
         return self._connections
 
     @property
     def attached(self) -> bool:
-        """Whether a lock is held or a device is open."""
         return self.device is not None or self._lock is not None
 
     @property
     def status(self) -> ExportStatus:
-        """What there is to see of it now."""
         keeper, device = self._keeper, self.device
         return ExportStatus(
             state=self._state,
@@ -153,14 +157,9 @@ class Export:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody else took the container from us: nothing can be stored any more."""
         return self._keeper is not None and self._keeper.lost is not None
 
-    async def attach(self, client: Client) -> Device:
-        """One more connection of ``client``. Give it back with `detach`.
-
-        Raises `Locked` if somebody else uses it, `StoreError` or `ExportUnusable`.
-        """
+    async def attach(self, client: Client, name: str = "") -> Device:
         if self._client is not None and not self.read_only:
             self._check_same(client, self._client)  # at once, not after the turn of others
         async with self.turns:
@@ -173,16 +172,26 @@ class Export:
                 self._check_same(client, self._client)
                 if not self.multi_conn:
                     self._refuse(self._client)
-            if not self._connections:
-                try:
-                    await self._take(client)
-                except SwiftnbdError:
+            try:
+                device = await self._connect(client)
+            except SwiftnbdError:
+                if not self._connections:
                     self._retry_later()
-                    raise
+                raise
+            if not self._connections:
                 self._client = client
             self._connections += 1
+            return device
+
+    async def _connect(self, client: Client) -> Device:
+        if not self._connections:
+            await self._take(client)
+        if self._top is None:
             assert self.device is not None
-            return self.device
+            opening = Opening(self.name, self.read_only)
+            kept = Kept(self.device) if self._layers else self.device
+            self._top = await self._layers.share(kept, opening)
+        return await self._layers.connect(self._top, Opening(self.name, self.read_only, client))
 
     def _check_same(self, client: Client, holder: Client) -> None:
         if client.identity != holder.identity:
@@ -204,41 +213,26 @@ class Export:
         else:
             await self._let_go()
             store = Leased(store, await self._acquire(client))
+        self.device = self._device(store, exclusive=not self.read_only)
+        if self._keeper is not None and self._keeper.is_suspended:
+            self.device.suspend()  # the lease was over before there was a device to tell
+        await recall(self.device, self._lock, self.name, self.outages.seconds)
+        await self._open_disk_cache()
+
+    def _device(self, store: Store, *, exclusive: bool) -> ObjectDevice:
         seconds = self.outages.request_seconds
-        self.device = ObjectDevice(
+        device = ObjectDevice(
             store,
             self.info.geometry,
             self.cache,
             counters=self.counters,
-            exclusive=not self.read_only,
+            exclusive=exclusive,
             flush_seconds=seconds,
             close_seconds=self.outages.seconds,
             request_seconds=None if seconds is None else seconds + TURN_SECONDS,
         )
-        if self._keeper is not None and self._keeper.is_suspended:
-            self.device.suspend()  # the lease was over before there was a device to tell
-        await self._recall()
-        await self._open_disk_cache()
-
-    async def _recall(self) -> None:
-        """Learn from the last holder which objects exist, if nobody wrote since."""
-        if self.device is None or self._lock is None or not self._lock.predecessor.binding:
-            return
-        try:
-            async with asyncio.timeout(self.outages.seconds):
-                await self.device.recall(self._lock.predecessor.binding)
-        except (SwiftnbdError, TimeoutError) as error:
-            log.info("%s: which objects exist has to be found out again: %s", self.name, error)
-
-    async def _remember(self) -> None:
-        """Tell the next holder which objects exist. It is written back: nothing can be lost."""
-        if self.device is None or self._lock is None:
-            return
-        try:
-            async with asyncio.timeout(self.outages.seconds):
-                await self.device.remember(self._lock.tenure.binding)
-        except (SwiftnbdError, TimeoutError) as error:
-            log.info("%s: which objects exist could not be kept: %s", self.name, error)
+        device.read_only = self.read_only
+        return device
 
     async def _open_disk_cache(self) -> None:
         """Use the blocks that a local disk keeps, if one is to: those of the last holder, too."""
@@ -323,12 +317,22 @@ class Export:
         return seen
 
     @property
-    def check_lock(self) -> Callable[[], None]:
-        """Suspends the device if the lease is over and the timer that says so has not come yet.
+    def facts(self) -> ExportFacts:
+        geometry = self.info.geometry
+        return ExportFacts(geometry.size, geometry.object_size, self.info.client)
 
-        For whoever is attached now.
-        """
-        return _no_lock if self._keeper is None else self._keeper.check
+    @property
+    def cache_bytes_max(self) -> int:
+        return self.cache.cache_bytes
+
+    @property
+    def patience_seconds(self) -> float:
+        return self.outages.seconds
+
+    @property
+    def check_lock(self) -> Callable[[], None]:
+        """Suspends the device if the lease is over and the timer that says so has not come yet."""
+        return no_lock if self._keeper is None else self._keeper.check
 
     # swiftnbd.export.lease.Suspendable
 
@@ -350,21 +354,18 @@ class Export:
 
     # Changing what is exported, and how
 
-    def change(self, new: "Export") -> None:
-        """Be as ``new``, of the same name and never used. Only while this one is idle."""
+    def change(self, new: Self) -> None:
         assert self._is_idle()
         for each in fields(self):
             if each.init and each.name not in ("name", "counters"):
                 setattr(self, each.name, getattr(new, each.name))
-        self._watch = Watch(self.store)
+        self._watch, self._layers = Watch(self.store), Layers(self.filters)
         self._is_disk_usable = True
 
     def retire(self) -> None:
-        """Accept nobody any more: one may have found it before it was removed."""
         self._is_retired = True
 
     async def look_again(self) -> None:
-        """`load` anew, unless it is in use."""
         async with self.turns:
             if self._is_idle():
                 await self.load()
@@ -374,9 +375,11 @@ class Export:
 
     # Letting go
 
-    async def detach(self) -> None:
-        """One connection less. The last one writes back and unlocks; failing that, keeps both."""
+    async def detach(self, device: Device | None = None) -> None:
+        """The last one writes back and unlocks; failing that, keeps both."""
         async with self.turns:
+            if device not in (None, self._top):
+                await close(device, self.name)
             self._connections -= 1
             if self._connections:
                 return
@@ -390,21 +393,22 @@ class Export:
                 self._retry_later()
 
     async def shut_down(self) -> None:
-        """The server ends: let go of the container. Raises `SwiftnbdError` saying what is lost."""
         async with self.turns:
             await self._stop_retrying()
             if not self.is_lost:
                 await self._let_go()
 
     async def abandon(self) -> None:
-        """The process ends: what is still held is not looked after any more."""
         if self._keeper is not None:
             await self._keeper.stop()
 
     async def _let_go(self) -> None:
+        if self._top not in (None, self.device):
+            await called(self._top.close(), f"{self.name}: closing its filters")
+        self._top = None
         if self.device is not None:
             await self.device.close()
-            await self._remember()
+            await remember(self.device, self._lock, self.name, self.outages.seconds)
             await self._close_disk_cache(self._lock.tenure.binding if self._lock else None)
             self.device = None
         if self._lock is not None:
@@ -443,7 +447,3 @@ class Export:
             self._retry.cancel()
             await asyncio.gather(self._retry, return_exceptions=True)
             self._retry = None
-
-
-def _no_lock() -> None:
-    """There is none to check."""

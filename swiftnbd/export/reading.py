@@ -12,9 +12,9 @@ Fetches belong to the device. They fill only what is not known: a write meanwhil
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
+from swiftnbd.buffers import hole, holes
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.block import Block, State
-from swiftnbd.export.device import hole, holes
 from swiftnbd.export.disk_state import DiskState, Part
 from swiftnbd.export.readahead import ReadAhead
 from swiftnbd.store.base import Buffer

@@ -29,10 +29,26 @@ class CacheStatus:
 
 @dataclass(frozen=True, slots=True)
 class ExportStatus:
-    """An export at a moment. ``holder`` is the mark of our own lock, or ''."""
+    """An export at a moment. ``holder`` is the mark of our own lock, or ''.
+
+    ``cache`` is None where there is none.
+    """
 
     state: ExportState
     connections: int
     holder: str
     lease_seconds: float | None
-    cache: CacheStatus
+    cache: CacheStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFacts:
+    """What was known of an export when it was last looked at.
+
+    ``object_bytes`` is None if it is not made of objects; ``holder`` is the mark of whoever had it
+    locked then, or ''.
+    """
+
+    size: int
+    object_bytes: int | None = None
+    holder: str = ""

@@ -43,7 +43,8 @@ class ExportInfo:
     """All that INFO, GO and EXPORT_NAME say of an export, taken from one snapshot.
 
     "INFO and GO with the same arguments must answer the same." ``block_size`` is the preferred
-    size of requests in bytes, a power of two.
+    size of requests in bytes, a power of two; what all of them must be multiples of, and how large
+    a payload may be, are ``block_size_min`` and ``block_size_max``.
     """
 
     name: str
@@ -51,6 +52,8 @@ class ExportInfo:
     flags: TransmissionFlag
     description: str
     block_size: int
+    block_size_min: int = BLOCK_SIZE_MIN
+    block_size_max: int = PAYLOAD_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ def info_replies(option: int, export: ExportInfo, wanted: frozenset[int]) -> byt
     if Info.BLOCK_SIZE in wanted:
         infos.append(
             _INFO_BLOCK_SIZE.pack(
-                Info.BLOCK_SIZE, BLOCK_SIZE_MIN, export.block_size, PAYLOAD_BYTES_MAX
+                Info.BLOCK_SIZE, export.block_size_min, export.block_size, export.block_size_max
             )
         )
     replies = [reply(option, OptionReply.INFO, data) for data in infos]

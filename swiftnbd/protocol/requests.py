@@ -56,7 +56,7 @@ _ANNOUNCED: Final = {
     CommandFlag.DF: TransmissionFlag.SEND_DF,
     CommandFlag.FAST_ZERO: TransmissionFlag.SEND_FAST_ZERO,
 }
-_CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
+CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
 # Out of range, these are "no space"; everything else is merely invalid.
 _GROWING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES})
 
@@ -65,13 +65,16 @@ _GROWING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES})
 class ExportShape:
     """What of an export, and of what was agreed on it, decides whether a request is valid.
 
-    ``contexts`` are the metadata contexts selected. ``commands`` follows from the rest: the
-    commands there are, and for each the flags it may carry.
+    ``contexts`` are the metadata contexts selected; ``block_size_min`` and ``block_size_max`` as
+    in `swiftnbd.protocol.options.ExportInfo`. ``commands`` follows from the rest: the commands
+    there are, and for each the flags it may carry.
     """
 
     size: int
     flags: TransmissionFlag
     contexts: frozenset[str] = frozenset()
+    block_size_min: int = 1
+    block_size_max: int = PAYLOAD_BYTES_MAX
     commands: Mapping[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,7 +118,7 @@ def check(request: Request, export: ExportShape) -> None:
     Everything below trusts what passed here: known command, allowed flags, a range inside the
     export, a payload of bounded size, no change to a read-only export.
     """
-    if request.command in _CHANGING and export.read_only:
+    if request.command in CHANGING and export.read_only:
         raise ExportError(EPERM, "the export is read-only")
     allowed = export.commands.get(request.command)
     if allowed is None:
@@ -140,8 +143,14 @@ def _check_range(request: Request, export: ExportShape) -> None:
         )
     if request.command == Command.BLOCK_STATUS and not request.length:
         raise ExportError(EINVAL, "the status of no bytes")
-    if request.command in (Command.READ, Command.WRITE) and request.length > PAYLOAD_BYTES_MAX:
+    if request.command in (Command.READ, Command.WRITE) and request.length > export.block_size_max:
         raise ExportError(
             EOVERFLOW if request.flags & CommandFlag.DF else EINVAL,
-            f"{request.length} bytes are more than {PAYLOAD_BYTES_MAX}",
+            f"{request.length} bytes are more than {export.block_size_max}",
+        )
+    if (request.offset | request.length) & (export.block_size_min - 1):
+        raise ExportError(
+            EINVAL,
+            f"{request.offset}+{request.length} is not in whole blocks of "
+            f"{export.block_size_min} bytes",
         )

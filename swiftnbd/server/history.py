@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from math import isnan, nan
 from time import perf_counter
 
-from swiftnbd.export.export import Export
+from swiftnbd.export.base import BaseExport
+from swiftnbd.export.status import CacheStatus
 from swiftnbd.metrics import Counters, Durations, quantile
 
 SAMPLE_SECONDS = 1.0
@@ -33,7 +34,7 @@ FIELDS = (
 class History:
     """The samples of one export. ``count`` is how many there ever were."""
 
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: BaseExport) -> None:
         self.count = 0
         self.export = export
         export.counters.timed = True
@@ -43,7 +44,8 @@ class History:
 
     def sample(self, seconds: float) -> None:
         """Take one; ``seconds`` since the last."""
-        counters, cache = self.export.counters, self.export.status.cache
+        counters = self.export.counters
+        cache = self.export.status.cache or CacheStatus()
         totals = _totals(counters)
         rates = [(now - before) / seconds for now, before in zip(totals, self._totals, strict=True)]
         typical = slow = nan
@@ -78,7 +80,7 @@ class History:
 class Recorder:
     """Keeps the histories of ``exports``, which may come and go, and how late the loop is."""
 
-    def __init__(self, exports: Mapping[str, Export]) -> None:
+    def __init__(self, exports: Mapping[str, BaseExport]) -> None:
         self._exports = exports
         self._histories: dict[str, History] = {}
         self._follow()

@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 import swiftnbd
-from swiftnbd.export.export import Export
-from swiftnbd.export.status import ExportState
+from swiftnbd.export.base import BaseExport
+from swiftnbd.export.status import CacheStatus, ExportState
 from swiftnbd.metrics import SECONDS_BOUNDS, Durations, StoreTraffic
 from swiftnbd.server.history import EXPORTS_PER_TURN
 from swiftnbd.server.monitor import Monitor
@@ -134,9 +134,8 @@ def _put_server(families: _Families, monitor: Monitor) -> None:
     families.put_durations("event_loop_lag_seconds", monitor.recorder.lag)
 
 
-def _put_export(families: _Families, export: Export) -> None:
+def _put_export(families: _Families, export: BaseExport) -> None:
     name, status, counters = export.name, export.status, export.counters
-    cache = status.cache
     for state in ExportState:
         families.put("export_state", state is status.state, name, state)
     for command in sorted(counters.requests.keys() | counters.durations.keys()):
@@ -146,25 +145,34 @@ def _put_export(families: _Families, export: Export) -> None:
             durations = counters.durations[command]
             families.put_durations("request_duration_seconds", durations, name, command)
     for metric, value in {
-        "export_size_bytes": export.info.geometry.size,
+        "export_size_bytes": export.facts.size,
         "export_connections": status.connections,
         "read_bytes_total": counters.client_out,
         "written_bytes_total": counters.client_in,
+    }.items():
+        families.put(metric, value, name)
+    if status.lease_seconds is not None:
+        families.put("lock_lease_seconds", status.lease_seconds, name)
+    if status.cache is not None:
+        _put_cache(families, export, status.cache)
+
+
+def _put_cache(families: _Families, export: BaseExport, cache: CacheStatus) -> None:
+    counters = export.counters
+    for metric, value in {
         "store_read_bytes_total": counters.store_in,
         "store_written_bytes_total": counters.store_out,
         "cache_hits_total": counters.requests_of("READ") - counters.missed_reads,
         "cache_misses_total": counters.missed_reads,
         "cache_evictions_total": counters.evictions,
         "cache_bytes": cache.cached_bytes,
-        "cache_limit_bytes": export.cache.cache_bytes,
+        "cache_limit_bytes": export.cache_bytes_max or 0,
         "dirty_bytes": cache.dirty_bytes,
         "dirty_limit_bytes": cache.dirty_limit_bytes,
         "dirty_objects": cache.dirty_objects,
         "uploading_objects": cache.uploading_objects,
     }.items():
-        families.put(metric, value, name)
-    if status.lease_seconds is not None:
-        families.put("lock_lease_seconds", status.lease_seconds, name)
+        families.put(metric, value, export.name)
 
 
 def _put_swift(families: _Families, traffic: StoreTraffic) -> None:

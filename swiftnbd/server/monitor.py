@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import swiftnbd
+from swiftnbd.export.base import BaseExport
 from swiftnbd.export.block_map import CELLS_MAX
-from swiftnbd.export.export import Export
 from swiftnbd.export.status import ExportState
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.server.history import EXPORTS_PER_TURN, Recorder
@@ -36,7 +36,7 @@ class Monitor:
 
     def __init__(
         self,
-        exports: Mapping[str, Export],
+        exports: Mapping[str, BaseExport],
         connections: Callable[[], Sequence[ConnectionStatus]],
         traffic: StoreTraffic | None = None,
     ) -> None:
@@ -106,20 +106,20 @@ class Monitor:
             "retries": traffic.retries,
         }
 
-    def _export(self, export: Export) -> dict[str, Any]:
+    def _export(self, export: BaseExport) -> dict[str, Any]:
         status = export.status
         last = self.recorder.history(export.name).last
         return {
             "name": export.name,
-            "size_bytes": export.info.geometry.size,
-            "object_bytes": export.info.geometry.object_size,
+            "size_bytes": export.facts.size,
+            "object_bytes": export.facts.object_bytes,
             "read_only": export.read_only,
             "state": status.state,
             "connections": status.connections,
             "holder": status.holder,
             "lease_seconds": status.lease_seconds,
-            "cache_limit_bytes": export.cache.cache_bytes,
-            **asdict(status.cache),
+            "cache_limit_bytes": export.cache_bytes_max,
+            **({} if status.cache is None else asdict(status.cache)),
             "errors": export.counters.errors.total(),
             "now": last,
         }

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
+from swiftnbd.api.client import Client
+from swiftnbd.api.device import Device
+from swiftnbd.api.profile import Profile
 from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
-from swiftnbd.export.device import Device
-from swiftnbd.export.export import Client, Export
-from swiftnbd.export.layout import preferred_block_size
+from swiftnbd.export.base import BaseExport
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
 from swiftnbd.protocol.handshake import (
     Aborted,
@@ -37,24 +38,6 @@ GOODBYE_SECONDS_MAX = 1.0  # for a client to hear that the server ends, and to s
 
 _NAME_SHOWN_MAX = 256  # what the specification recommends as a name's length
 
-_FLAGS = (
-    TransmissionFlag.HAS_FLAGS
-    | TransmissionFlag.SEND_FLUSH
-    | TransmissionFlag.SEND_FUA
-    | TransmissionFlag.SEND_TRIM
-    | TransmissionFlag.SEND_WRITE_ZEROES
-    | TransmissionFlag.SEND_FAST_ZERO
-    | TransmissionFlag.SEND_CACHE
-    | TransmissionFlag.CAN_MULTI_CONN
-)
-_READ_ONLY_FLAGS = (
-    TransmissionFlag.HAS_FLAGS
-    | TransmissionFlag.READ_ONLY
-    | TransmissionFlag.SEND_FLUSH
-    | TransmissionFlag.SEND_CACHE
-    | TransmissionFlag.CAN_MULTI_CONN
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +45,7 @@ log = logging.getLogger(__name__)
 class Agreed:
     """What a handshake led to: an attached export (to be detached), and what came behind it."""
 
-    export: Export
+    export: BaseExport
     device: Device
     shape: ExportShape
     received: bytes
@@ -86,9 +69,9 @@ class Negotiation(asyncio.Protocol):
     def __init__(
         self,
         transport: asyncio.Transport,
-        exports: Mapping[str, Export],
+        exports: Mapping[str, BaseExport],
         client: Client,
-        attach: Callable[[Export, Client], Awaitable[Device]],
+        attach: Callable[[BaseExport, Client, str], Awaitable[Device]],
         config: ServerConfig,
         tls: ServerTls | None = None,
         handshake: Handshake | None = None,
@@ -131,7 +114,7 @@ class Negotiation(asyncio.Protocol):
                 case Send(data):
                     self.transport.write(data)
                 case ListWanted():
-                    self.transport.write(self._handshake.list_replies(self._exports))
+                    self.transport.write(self._handshake.list_replies(await self._names()))
                 case Aborted(data):
                     self.transport.write(data)
                     return None
@@ -187,31 +170,40 @@ class Negotiation(asyncio.Protocol):
         elif wanted.chosen:
             return await self._answer_choice(wanted, export)
         else:
-            self.transport.write(self._handshake.accept(wanted, self._info(export)))
+            await self._answer_query(wanted, export)
         return None
 
-    async def _answer_choice(self, wanted: ExportWanted, export: Export) -> Agreed | None:
+    async def _answer_query(self, wanted: ExportWanted, export: BaseExport) -> None:
         try:
-            device = await self._attach(export, self.client)
+            profile = await export.look(wanted.name)
+        except SwiftnbdError as error:
+            self._refuse_unusable(wanted, export, error)
+        else:
+            self.transport.write(self._handshake.accept(wanted, self._info(export, profile)))
+
+    async def _answer_choice(self, wanted: ExportWanted, export: BaseExport) -> Agreed | None:
+        try:
+            device = await self._attach(export, self.client, wanted.name)
         except Locked as error:
             self._refuse(wanted, OptionReply.ERR_POLICY, str(error))
         except SwiftnbdError as error:
-            # what is wrong with our store is nothing to tell a peer
-            text = f"export {_shown(export.name)} is not available now; the server's log says why"
-            self._refuse(wanted, OptionReply.ERR_UNKNOWN, text, reason=str(error))
+            self._refuse_unusable(wanted, export, error)
         else:
             if self._gone:  # while we locked
-                await export.detach()
+                await export.detach(device)
             elif self._shutting_down:
-                await export.detach()
+                await export.detach(device)
                 self._refuse(wanted, OptionReply.ERR_SHUTDOWN, "the server is shutting down")
             else:
                 return self._agree(wanted, export, device)
         return None
 
-    def _agree(self, wanted: ExportWanted, export: Export, device: Device) -> Agreed:
-        info = self._info(export)
-        shape = ExportShape(device.size, info.flags, self._handshake.contexts_of(wanted.name))
+    def _agree(self, wanted: ExportWanted, export: BaseExport, device: Device) -> Agreed:
+        info = self._info(export, Profile.of(device))
+        contexts = self._handshake.contexts_of(wanted.name)
+        shape = ExportShape(
+            info.size, info.flags, contexts, info.block_size_min, info.block_size_max
+        )
         self.transport.write(self._handshake.accept(wanted, info))
         log.info("%s: negotiated export: %s", self.client, export.name)
         return Agreed(export, device, shape, self._handshake.rest(), self._writable)
@@ -222,8 +214,24 @@ class Negotiation(asyncio.Protocol):
         else:
             self.transport.write(self._handshake.accept_contexts(wanted))
 
-    def _info(self, export: Export) -> ExportInfo:
-        return export_info(export, structured=self._handshake.structured)
+    def _info(self, export: BaseExport, profile: Profile) -> ExportInfo:
+        return export_info(export, profile, structured=self._handshake.structured)
+
+    async def _names(self) -> list[str]:
+        names: list[str] = []
+        for export in list(self._exports.values()):
+            try:
+                names += await export.names()
+            except SwiftnbdError as error:
+                log.error("%s: %s", export.name, error)
+        return names
+
+    def _refuse_unusable(
+        self, wanted: ExportWanted, export: BaseExport, error: SwiftnbdError
+    ) -> None:
+        # what is wrong with our store is nothing to tell a peer
+        text = f"export {_shown(export.name)} is not available now; the server's log says why"
+        self._refuse(wanted, OptionReply.ERR_UNKNOWN, text, reason=str(error))
 
     def _refuse_unknown(self, wanted: ExportWanted | ContextsWanted) -> None:
         if self._hides_exports:  # the same, whether there is such an export or not
@@ -245,13 +253,16 @@ class Negotiation(asyncio.Protocol):
         log.log(level, "%s: refused %s: %s", self.client, _shown(wanted.name), reason or text)
         self.transport.write(self._handshake.refuse(wanted, kind, text))
 
-    def _find(self, name: str) -> Export | None:
-        """Names match to the letter. The empty one means the default or the only export."""
-        if name:
-            return self._exports.get(name)
-        if self._config.default_export is not None:
+    def _find(self, name: str) -> BaseExport | None:
+        """Names match to the letter. The empty one means the default or the only export; what
+        nothing matches is for the export that answers to any name, if there is one."""
+        if name in self._exports:
+            return self._exports[name]
+        if not name and self._config.default_export is not None:
             return self._exports.get(self._config.default_export)
-        return next(iter(self._exports.values())) if len(self._exports) == 1 else None
+        if not name and len(self._exports) == 1:
+            return next(iter(self._exports.values()))
+        return next((each for each in self._exports.values() if each.any_name), None)
 
     async def _more_bytes(self) -> bool:
         """Wait for bytes from the client, or for the server's end; False if none will come."""
@@ -317,18 +328,42 @@ def _rules(config: ServerConfig) -> Rules:
     )
 
 
-def export_info(export: Export, *, structured: bool) -> ExportInfo:
+def export_info(export: BaseExport, profile: Profile, *, structured: bool) -> ExportInfo:
     """What we say of an export, from one snapshot of it."""
-    geometry = export.info.geometry
-    flags = _READ_ONLY_FLAGS if export.read_only else _FLAGS
-    if not export.multi_conn:
-        flags &= ~TransmissionFlag.CAN_MULTI_CONN
+    flags = flags_of(profile, read_only=export.read_only)
+    shares = export.shares_device if profile.multi_conn is None else profile.multi_conn
+    if export.multi_conn and shares:
+        flags |= TransmissionFlag.CAN_MULTI_CONN
     if structured:
         flags |= TransmissionFlag.SEND_DF
     return ExportInfo(
         name=export.name,
-        size=geometry.size,
+        size=profile.size,
         flags=flags,
-        description=f"{export.store.label}, {geometry.object_size} byte objects",
-        block_size=preferred_block_size(geometry),
+        description=profile.description,
+        block_size=profile.block_size,
+        block_size_min=profile.block_size_min,
+        block_size_max=profile.block_size_max,
     )
+
+
+def flags_of(profile: Profile, *, read_only: bool) -> TransmissionFlag:
+    """The flags that a device of this profile has, whoever uses it."""
+    flags = TransmissionFlag.HAS_FLAGS
+    if profile.can_flush:
+        flags |= TransmissionFlag.SEND_FLUSH
+    if profile.can_prefetch:
+        flags |= TransmissionFlag.SEND_CACHE
+    if profile.is_rotational:
+        flags |= TransmissionFlag.ROTATIONAL
+    if read_only or profile.read_only:
+        return flags | TransmissionFlag.READ_ONLY
+    if profile.can_fua or profile.can_flush:
+        flags |= TransmissionFlag.SEND_FUA
+    if profile.can_trim:
+        flags |= TransmissionFlag.SEND_TRIM
+    if profile.can_zero:
+        flags |= TransmissionFlag.SEND_WRITE_ZEROES
+        if profile.can_fast_zero:
+            flags |= TransmissionFlag.SEND_FAST_ZERO
+    return flags

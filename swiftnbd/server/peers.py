@@ -20,7 +20,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from swiftnbd.export.export import Client
+from swiftnbd.api.client import Client
 from swiftnbd.server.access import Family, Origin
 from swiftnbd.server.processes import start_ticks
 

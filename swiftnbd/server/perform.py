@@ -6,18 +6,19 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from errno import EIO
 from functools import partial
 from time import perf_counter
 
+from swiftnbd.api.device import EXTENTS_MAX, Device
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.device import EXTENTS_MAX, Device
 from swiftnbd.log import SLOW
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import BlockState, Command, CommandFlag, Error
 from swiftnbd.protocol.contexts import ALLOCATION, CONTEXT_IDS
 from swiftnbd.protocol.errors import wire_error
 from swiftnbd.protocol.replies import Replies, status_reply
-from swiftnbd.protocol.requests import Request
+from swiftnbd.protocol.requests import CHANGING, Request
 from swiftnbd.server.budget import Share
 from swiftnbd.server.outbox import Outbox
 from swiftnbd.store.base import Buffer
@@ -107,8 +108,8 @@ class AtWork:
         begin = perf_counter()
         try:
             reply = await perform(self._device, request, payload, self._replies, self._counters)
-        except SwiftnbdError as error:
-            number = wire_error(error.errno, request)
+        except (SwiftnbdError, OSError) as error:
+            number = wire_error(error.errno or EIO, request)
             level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
             log.log(level, "%s: %s failed: %s", self._peer, described, error)
             self._failed(request)
@@ -133,33 +134,39 @@ async def perform(
 ) -> list[Buffer]:
     """Carry out ``request``; returns its reply.
 
-    Raises what the device raises, `swiftnbd.errors.SwiftnbdError` with an errno.
+    Raises what the device raises: `swiftnbd.errors.SwiftnbdError` with an errno, or OSError.
     """
     offset, length = request.offset, request.length
-    fua = bool(request.flags & CommandFlag.FUA)
+    fua: dict[str, bool] = {}
+    is_flushed = False
+    if request.flags & CommandFlag.FUA and request.command in CHANGING:
+        fua = {"fua": True} if device.can_fua else {}
+        is_flushed = not fua
     match request.command:
         case Command.READ:
             pieces = await device.read(offset, length)
             counters.client_out += length
             return replies.content(request, pieces)
         case Command.WRITE:
-            await device.write(offset, payload, fua=fua)
+            await device.write(offset, payload, **fua)
             counters.client_in += length
         case Command.FLUSH:
             await device.flush()
         case Command.TRIM:
-            await device.trim(offset, length, fua=fua)
+            await device.trim(offset, length, **fua)
         case Command.CACHE:
             await device.prefetch(offset, length)
         case Command.WRITE_ZEROES:
             no_hole = bool(request.flags & CommandFlag.NO_HOLE)
             fast = bool(request.flags & CommandFlag.FAST_ZERO)
-            await device.zero(offset, length, no_hole=no_hole, fua=fua, fast=fast)
+            await device.zero(offset, length, no_hole=no_hole, fast=fast, **fua)
         case Command.BLOCK_STATUS:
             extents = await _allocation(device, request)
             return status_reply(request, CONTEXT_IDS[ALLOCATION], extents)
         case _:
             raise AssertionError(f"command {request.command} was checked but is not done")
+    if is_flushed:
+        await device.flush()
     return replies.done(request)
 
 

@@ -16,10 +16,10 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from swiftnbd.api.client import Client
+from swiftnbd.api.device import Device
 from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
-from swiftnbd.export.device import Device
-from swiftnbd.export.export import Client, Export
-from swiftnbd.export.settings import CacheSettings
+from swiftnbd.export.base import BaseExport
 from swiftnbd.log import Subject, about
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.server.access import Access, Origin
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 class _Session:
     """What a connection is used for."""
 
-    export: Export
+    export: BaseExport
     client: Client
     begin: float = field(default_factory=monotonic)
 
@@ -68,9 +68,9 @@ class Server:
 
     def __init__(
         self,
-        exports: Mapping[str, Export],
+        exports: Mapping[str, BaseExport],
         config: ServerConfig,
-        coming: Mapping[str, Export] | None = None,
+        coming: Mapping[str, BaseExport] | None = None,
         traffic: StoreTraffic | None = None,
     ) -> None:
         """``traffic`` is that of the Swift the exports are in. Raises `ConfigError` for TLS that
@@ -142,7 +142,7 @@ class Server:
         for place in places:
             log.info("serving on %s", place)
         exports = (*self._exports.values(), *self._coming.values())
-        memory = memory_bytes_max(self._config, (export.cache for export in exports))
+        memory = memory_bytes_max(self._config, (export.cache_bytes_max or 0 for export in exports))
         log.info("clients can make it take %d MiB of memory at most", memory // (1024 * 1024))
         if self._config.connection is not None:
             self._standard = StandardClient(self._config.connection)
@@ -161,7 +161,7 @@ class Server:
         orderly = loop.create_task(self._shut_down())
         forced = loop.create_task(self._forced.wait())
         patience = SHUTDOWN_SECONDS_MORE + max(
-            (export.outages.seconds for export in self._exports.values()), default=0.0
+            (export.patience_seconds for export in self._exports.values()), default=0.0
         )
         self.supervision.ending(patience)
         unstored = inf
@@ -239,7 +239,7 @@ class Server:
             await self._standard.sent()
         await asyncio.gather(*(_let_go(export) for export in self._exports.values()))
 
-    def _report_loss(self, export: Export) -> bool:
+    def _report_loss(self, export: BaseExport) -> bool:
         if not export.attached:
             return True
         ranges = export.device.dirty_ranges() if export.device else []
@@ -248,7 +248,7 @@ class Server:
         log.error(
             "%s: %s; bytes not written back: %s%s",
             export.name,
-            "its lock is lost" if export.is_lost else "stays locked",
+            "its lock is lost" if export.is_lost else export.left_as,
             shown or "none",
             f" and {more} more ranges" if more > 0 else "",
         )
@@ -295,7 +295,7 @@ class Server:
         self._connections.discard(task)
         self._admission.leave(peer)
 
-    def _exports_for(self, origin: Origin) -> Mapping[str, Export]:
+    def _exports_for(self, origin: Origin) -> Mapping[str, BaseExport]:
         """Those that a peer from there may use; it cannot tell the others from unknown ones."""
         rules = self._config.export_access
         return {
@@ -355,9 +355,9 @@ class Server:
         finally:
             del self._transmissions[transmission]
             if not self._forced.is_set():  # cut short: what is not let go now is reported
-                await export.detach()
+                await export.detach(agreed.device)
 
-    async def _attach(self, export: Export, client: Client) -> Device:
+    async def _attach(self, export: BaseExport, client: Client, name: str) -> Device:
         """Attach, once nothing can take effect any more that a left connection had asked for.
 
         A client that lost its connection sends again on a new one what was not answered, and
@@ -380,18 +380,18 @@ class Server:
                 transmission.abort()
             for transmission in leaving:
                 await transmission.ended.wait()
-        return await export.attach(client)
+        return await export.attach(client, name)
 
 
-def memory_bytes_max(config: ServerConfig, caches: Iterable[CacheSettings]) -> int:
+def memory_bytes_max(config: ServerConfig, caches: Iterable[int]) -> int:
     """What clients, of whatever kind, can make a server take beyond what it takes when idle."""
     connection = CONNECTION_BYTES_MAX + (TLS_BYTES_MAX if config.tls else 0)
     connections = config.connections_max * connection
-    cached = sum(cache.cache_bytes for cache in caches)
+    cached = sum(caches)
     return BYTES_AT_WORK_MAX + connections + cached
 
 
-async def _let_go(export: Export) -> None:
+async def _let_go(export: BaseExport) -> None:
     about(export=export.name)
     try:
         await export.shut_down()

@@ -5,22 +5,22 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from swiftnbd.export.export import Export
+from swiftnbd.export.base import BaseExport
 
 STATS_SECONDS = 300  # as swiftnbd 0.11
 
 log = logging.getLogger(__name__)
 
 
-async def log_stats_forever(exports: Iterable[Export]) -> None:
-    """Log two INFO lines an export, in 0.11's format, every `STATS_SECONDS`."""
+async def log_stats_forever(exports: Iterable[BaseExport]) -> None:
+    """Log two INFO lines an export, one without a cache, as 0.11 did, every `STATS_SECONDS`."""
     while True:
         await asyncio.sleep(STATS_SECONDS)
         for export in exports:
             log_stats(export)
 
 
-def log_stats(export: Export) -> None:
+def log_stats(export: BaseExport) -> None:
     """``in`` and ``out`` are bytes from and to clients, in brackets to and from the store."""
     counters = export.counters
     log.info(
@@ -31,11 +31,14 @@ def log_stats(export: Export) -> None:
         counters.client_out,
         counters.store_in,
     )
+    limit = export.cache_bytes_max
+    if limit is None:
+        return
     cached = export.device.cached_bytes if export.device else 0
     log.info(
         "CACHE: %s size=%d, limit=%d (%.2f%%)",
         export.name,
         cached,
-        export.cache.cache_bytes,
-        cached * 100 / export.cache.cache_bytes,
+        limit,
+        cached * 100 / limit,
     )

@@ -8,7 +8,7 @@ no sign of life, and the service manager's watchdog ends what serves nobody any 
 import asyncio
 from collections.abc import Callable, Mapping
 
-from swiftnbd.export.export import Export
+from swiftnbd.export.base import BaseExport
 from swiftnbd.server.notify import Notifier, ServiceManager
 
 STATUS_SECONDS = 5.0  # between looks at whether there is something new to say
@@ -25,8 +25,8 @@ class Supervision:
     def __init__(
         self,
         manager: ServiceManager | None,
-        exports: Mapping[str, Export],
-        coming: Mapping[str, Export],
+        exports: Mapping[str, BaseExport],
+        coming: Mapping[str, BaseExport],
         clients: Callable[[], int],
     ) -> None:
         self._manager = manager

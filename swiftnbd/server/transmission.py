@@ -24,8 +24,8 @@ import logging
 from collections.abc import Callable
 from errno import ESHUTDOWN
 
+from swiftnbd.api import Device, is_hole
 from swiftnbd.errors import ExportError, ProtocolError
-from swiftnbd.export.device import Device, is_hole
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import (
     REQUEST_MAGIC,
@@ -109,8 +109,7 @@ class Transmission(asyncio.BufferedProtocol):
         still for so long that the device has to be suspended first.
         """
         self._device = device
-        self._check_lock = check_lock
-        self._is_shared = is_shared
+        self._check_lock, self._is_shared = check_lock, is_shared
         self._shape = shape
         self._counters = counters
         self._peer = peer
@@ -132,7 +131,8 @@ class Transmission(asyncio.BufferedProtocol):
         )
         self._read_now, self._write_now = device.read_now, device.write_now
         self._size = shape.size
-        self._fast_read_max, self._takes_fast_writes = FAST_READ_BYTES_MAX, not shape.read_only
+        self._fast_read_max = min(FAST_READ_BYTES_MAX, shape.block_size_max)
+        self._takes_fast_writes = not shape.read_only and shape.block_size_max >= RECEIVE_BYTES
         self._reading = True
         self._ending = self._shutting_down = False
         self._last_call: asyncio.TimerHandle | None = None

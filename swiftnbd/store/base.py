@@ -11,12 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from swiftnbd.buffers import Buffer as Buffer  # what its methods take
 from swiftnbd.errors import CopyUnsupported
 
 OBJECT_BYTES_MAX = 64 * 1024 * 1024  # the largest object size of a disk; bounds every body we read
 LISTING_LIMIT_MAX = 10_000  # Swift's own default page; more is answered with 412
-
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)

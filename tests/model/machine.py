@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from swiftnbd.api.device import Extent
 from swiftnbd.errors import StoreUnavailable, SwiftnbdError
-from swiftnbd.export.device import Extent
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata

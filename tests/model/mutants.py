@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from swiftnbd.buffers import hole
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export import changing, disk, export, parallel
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.changing import Change, Pieces, Writer
-from swiftnbd.export.device import hole
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags

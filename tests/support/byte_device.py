@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
+from swiftnbd.api.device import Device, Extent
+from swiftnbd.buffers import hole
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.device import Device, Extent, hole
 from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import TransmissionFlag
 from swiftnbd.protocol.requests import ExportShape
@@ -28,6 +29,8 @@ class ByteDevice(Device):
     ``quick``: whether `read_now` and `write_now` do anything. ``calls`` lists what was asked as
     (method, offset, length), in order; `gate` holds what is awaited.
     """
+
+    can_fua = can_fast_zero = True
 
     def __init__(self, blocks: int = 64, *, quick: bool = True) -> None:
         self.size = blocks * BLOCK

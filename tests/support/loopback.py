@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
+from swiftnbd.export.base import BaseExport
 from swiftnbd.export.export import Export
 from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.listeners import Place
@@ -311,7 +312,7 @@ def exports_of(*stores: Store, read_only: bool = False, multi_conn: bool = True)
 
 @asynccontextmanager
 async def serving(
-    *exports: Export,
+    *exports: BaseExport,
     stops_whole: bool = True,
     config: ServerConfig = ServerConfig((TcpAddress(port=0),)),  # noqa: B008
 ) -> AsyncIterator[Serving]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swiftnbd.buffers import hole, is_hole
 from swiftnbd.export.block import COPY_BYTES_MAX, RANGES_MAX, Block, State
-from swiftnbd.export.device import hole, is_hole
 
 SIZE = 16
 OLD, NEW = b"o" * SIZE, b"n" * SIZE

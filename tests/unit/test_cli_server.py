@@ -55,7 +55,7 @@ async def load(*names: str, cache_bytes: int = 1 << 20) -> dict[str, bool]:
     )
     async with loaded([new_export(plan, each, open_store) for each in plan.exports]) as exports:
         ready = exports.ready
-        assert all(export.cache.cache_bytes == cache_bytes for export in ready.values())
+        assert all(export.cache_bytes_max == cache_bytes for export in ready.values())
         return {name: export.read_only for name, export in ready.items()}
 
 

@@ -6,8 +6,8 @@ from errno import ENOTSUP
 
 import pytest
 
+from swiftnbd.buffers import is_hole
 from swiftnbd.errors import ContainerMissing, ExportError
-from swiftnbd.export.device import is_hole
 from swiftnbd.export.presence import State
 from tests.support.disks import SIZE, a_disk, begin, begun, caching, turns
 from tests.support.faulty import failing

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from swiftnbd.export.device import Extent
+from swiftnbd.api.device import Extent
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata

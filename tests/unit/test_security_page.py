@@ -45,14 +45,14 @@ def test_other_tests_named_exist() -> None:
 
 def test_files_named_exist() -> None:
     for path in re.findall(
-        r"`((?:server|protocol|export)/\w+\.py|log\.py)`", (ROOT / PAGE).read_text()
+        r"`((?:server|protocol|export|api)/\w+\.py|log\.py)`", (ROOT / PAGE).read_text()
     ):
         assert (ROOT / "swiftnbd" / path).is_file(), path
 
 
 def test_memory_is_as_stated() -> None:
     text = (ROOT / PAGE).read_text()
-    one = [CacheSettings()]
+    one = [CacheSettings().cache_bytes]
     assert f"connections x {CONNECTION_BYTES_MAX / MiB} MiB" in text
     assert f"one export {memory_bytes_max(ServerConfig(), one) / MiB:.0f} MiB" in text
     few = ServerConfig(connections_max=20)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""What clients are told of a device."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+from swiftnbd.api.device import BLOCK_SIZE_DEFAULT, PAYLOAD_BYTES_MAX, Device
+from swiftnbd.errors import ExportUnusable
+
+_BLOCK_SIZE_MIN_MAX = 64 * 1024  # "between 1 and 64k": NBD, "Block size constraints"
+_SIZE_MAX = (1 << 63) - 1  # off_t: no client goes further
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Attributes of a `Device`, as they are described there."""
+
+    size: int
+    block_size: int = BLOCK_SIZE_DEFAULT
+    block_size_min: int = 1
+    block_size_max: int = PAYLOAD_BYTES_MAX
+    read_only: bool = False
+    can_flush: bool = True
+    can_fua: bool = True
+    can_trim: bool = True
+    can_prefetch: bool = True
+    can_zero: bool = True
+    can_fast_zero: bool = True
+    multi_conn: bool | None = True
+    is_rotational: bool = False
+    description: str = ""
+
+    @classmethod
+    def of(cls, device: Device) -> Self:
+        """What a device says of itself. Raises `ExportUnusable` for what no device can be."""
+        profile = cls(**{each.name: getattr(device, each.name) for each in fields(cls)})
+        profile._check()
+        return profile
+
+    def _check(self) -> None:
+        least, best, most = self.block_size_min, self.block_size, self.block_size_max
+        for name, is_possible in {
+            "block_size_min": _is_power_of_two(least) and least <= _BLOCK_SIZE_MIN_MAX,
+            "size": 0 <= self.size <= _SIZE_MAX,
+            "block_size": _is_power_of_two(best) and least <= best,
+            "block_size_max": best <= most <= PAYLOAD_BYTES_MAX,
+        }.items():
+            if not is_possible or (name != "block_size_min" and getattr(self, name) % least):
+                raise ExportUnusable(
+                    f"a device with a {name} of {getattr(self, name)} bytes cannot be served "
+                    f"(size {self.size}, block sizes {least}, {best} and {most})"
+                )
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and not number & (number - 1)

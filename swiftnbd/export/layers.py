@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""The filters of an export over its device: those that all connections share, then each one's own.
+
+::
+
+    connection   connection         plugins that are per connection, and filters above such ones
+        |            |
+    own filters  own filters        from the first filter on that is per connection
+        '-----.------'
+        shared filters
+              |
+            device
+"""
+
+import logging
+from collections.abc import Awaitable, Sequence
+from errno import EIO, EROFS
+from typing import TypeVar
+
+from swiftnbd.api.device import Device
+from swiftnbd.api.filter import Filter
+from swiftnbd.api.plugin import FilterPlugin, Opening
+from swiftnbd.api.profile import Profile
+from swiftnbd.buffers import Buffer
+from swiftnbd.errors import ExportError, ExportUnusable, SwiftnbdError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Layers:
+    """``filters`` as they are given: requests come to the first one first."""
+
+    def __init__(self, filters: Sequence[FilterPlugin], *, per_connection: bool = False) -> None:
+        """``per_connection``: the device is, so everything above it is as well."""
+        upwards = list(reversed(filters))
+        own = (index for index, each in enumerate(upwards) if each.per_connection)
+        first = 0 if per_connection else next(own, len(upwards))
+        self._shared, self._own = upwards[:first], upwards[first:]
+        self.per_connection = per_connection
+
+    def __bool__(self) -> bool:
+        return bool(self._shared or self._own)
+
+    async def share(self, device: Device, opening: Opening) -> Device:
+        """What the connections share; closing it closes ``device``, and so does a failure."""
+        return await _wrapped(device, self._shared, opening)
+
+    async def connect(self, device: Device, opening: Opening) -> Device:
+        """What one connection gets; ``device`` is the shared one, or its own."""
+        if not self._own:
+            return device
+        own = device if self.per_connection else Kept(device)
+        return await _wrapped(own, self._own, opening)
+
+    async def profile(self, device: Device, opening: Opening) -> Profile:
+        """What a connection to the shared ``device`` would be told."""
+        if not self._own:
+            return Profile.of(device)
+        own = await self.connect(device, opening)
+        try:
+            return Profile.of(own)
+        finally:
+            await close(own, opening.name)
+
+    async def look(self, device: Device, opening: Opening) -> Profile:
+        """What a connection would be told, over a ``device`` that nothing may change."""
+        top = await self.share(Unchangeable(device), opening)
+        try:
+            return await self.profile(top, opening)
+        finally:
+            await close(top, opening.name)
+
+
+class Kept(Filter):
+    """A device that whoever closes this does not own."""
+
+    async def close(self) -> None:
+        pass
+
+
+class Unchangeable(Kept):
+    """A device to look at as if it could be changed."""
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        raise ExportError(EROFS, "only looked at, and not locked")
+
+    async def zero(
+        self,
+        offset: int,
+        length: int,
+        *,
+        no_hole: bool = False,
+        fua: bool = False,
+        fast: bool = False,
+    ) -> None:
+        raise ExportError(EROFS, "only looked at, and not locked")
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        raise ExportError(EROFS, "only looked at, and not locked")
+
+
+async def _wrapped(device: Device, filters: Sequence[FilterPlugin], opening: Opening) -> Device:
+    for each in filters:
+        try:
+            above = await called(each.wrap(device, opening), f"filter {type(each).__name__}")
+        except BaseException:
+            await close(device, opening.name)
+            raise
+        device = above
+        try:
+            Profile.of(device)
+        except ExportUnusable:
+            await close(device, opening.name)
+            raise
+    return device
+
+
+async def called(work: Awaitable[T], what: str) -> T:
+    """The result of a plugin's or filter's own code. Whatever it raises is a `SwiftnbdError`."""
+    try:
+        return await work
+    except SwiftnbdError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise ExportError(error.errno or EIO, f"{where}{error.strerror or error}") from error
+    except Exception as error:
+        log.exception("%s failed", what)
+        raise ExportError(EIO, f"{what} failed: {error!r}") from error
+
+
+async def close(device: Device, name: str) -> None:
+    """Close what nobody can be told of any more: that it failed is an ERROR of the log."""
+    try:
+        await called(device.close(), f"{name}: closing it")
+    except SwiftnbdError as error:
+        log.error("%s: closing it: %s", name, error)

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""Sizes as people write them: ``65536``, ``64K``, ``10G``; always powers of 1024."""
+
+import re
+
+BYTES_MAX = 1 << 63  # off_t: no file system and no NBD client goes further
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE = re.compile(r"(?P<number>[0-9]{1,19})(?P<unit>[KMGTP]?)(?:iB)?", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str, *, least: int = 1) -> int:
+    """Bytes of ``text``; ValueError with a sentence if it is no size."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is not a size; write bytes, or a number with K, M, G or T")
+    size = int(match["number"]) * _UNITS[match["unit"].upper()]
+    if not least <= size < BYTES_MAX:
+        raise ValueError(f"{text[:40]!r} is not between 1 byte and 8 EiB")
+    return size
+
+
+def format_size(size: int) -> str:
+    """``size`` for people: ``512 bytes``, ``64 KiB``, ``1.5 GiB``."""
+    unit = max((u for u in _UNITS.values() if u <= max(size, 1)), default=1)
+    if unit == 1:
+        return f"{size} bytes" if size != 1 else "1 byte"
+    name = next(n for n, u in _UNITS.items() if u == unit) + "iB"
+    return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
