@@ -41,10 +41,13 @@ def _names(secrets: str | None, url: str) -> list[str]:
     from swiftnbd.cli.login_options import DIRECTORY_SCHEME
     from swiftnbd.cli.options import directory_of
     from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT, load_secrets
+    from swiftnbd.store.bucket_settings import is_bucket_url
     from swiftnbd.store.directory import containers
 
     if secrets is None and url.startswith(DIRECTORY_SCHEME):
         return containers(directory_of(url))
+    if secrets is None and is_bucket_url(url):
+        return []  # to ask the service would take too long for a keypress
     return [section.export.name for section in load_secrets(secrets or SECRETS_FILE_DEFAULT)]
 
 

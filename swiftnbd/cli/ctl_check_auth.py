@@ -16,12 +16,15 @@ from swiftnbd.cli.exits import exit_code
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.errors import AccessRefused, ContainerMissing, StoreError, StoreUnavailable
 from swiftnbd.server.config import AuthConfig, ExportConfig
+from swiftnbd.store.bucket_settings import BucketSettings
 from swiftnbd.store.login import LoginSettings
 
 if TYPE_CHECKING:
     from swiftnbd.cli.stores import Stores
     from swiftnbd.store.auth import Login
     from swiftnbd.store.open import SwiftAccount
+
+Settings = LoginSettings | BucketSettings
 
 
 @dataclass(slots=True)
@@ -96,28 +99,26 @@ def check_auth_command(
 
 def _logins(
     options: SharedOptions, auth: AuthConfig, containers: Sequence[str]
-) -> dict[LoginSettings, list[ExportConfig]]:
+) -> dict[Settings, list[ExportConfig]]:
     """Each login once, and what it is for."""
     alone = None if containers or options.has_secrets else options.login_alone()
     if alone is not None:
         return {alone: []}
-    found: dict[LoginSettings, list[ExportConfig]] = {}
+    found: dict[Settings, list[ExportConfig]] = {}
     for export in options.exports(auth, containers):
         assert export.login is not None
         found.setdefault(export.login, []).append(export)
     return found
 
 
-async def _check_all(
-    auth: AuthConfig, logins: dict[LoginSettings, list[ExportConfig]]
-) -> list[Report]:
+async def _check_all(auth: AuthConfig, logins: dict[Settings, list[ExportConfig]]) -> list[Report]:
     import asyncio
 
     from swiftnbd.cli.stores import Stores
 
     slots = asyncio.Semaphore(IN_FLIGHT_MAX)
 
-    async def check(stores: Stores, login: LoginSettings) -> Report:
+    async def check(stores: Stores, login: Settings) -> Report:
         async with slots:
             return await _check(stores, login, logins[login])
 
@@ -125,13 +126,17 @@ async def _check_all(
         return await asyncio.gather(*(check(stores, login) for login in logins))
 
 
-async def _check(stores: "Stores", login: LoginSettings, exports: list[ExportConfig]) -> Report:
+async def _check(stores: "Stores", login: Settings, exports: list[ExportConfig]) -> Report:
     report = Report([export.name for export in exports], login.method)
-    account = stores.account(login)
     try:
-        report.learn(await account.login())
-        if not exports:
-            await _try_account(account)
+        if isinstance(login, BucketSettings):
+            report.storage_url, report.region = login.url, login.option("region")
+            await stores.bucket(login).check(login.url)
+        else:
+            account = stores.account(login)
+            report.learn(await account.login())
+            if not exports:
+                await _try_account(account)
         for export in exports:
             await _try_container(stores, export)
     except StoreError as error:
@@ -157,8 +162,10 @@ async def _try_container(stores: "Stores", export: ExportConfig) -> None:
         await stores.open(export).info()
 
 
-async def _explained(login: LoginSettings, report: Report, error: StoreError) -> str:
+async def _explained(login: Settings, report: Report, error: StoreError) -> str:
     """The error, and what else can be found out about a refusal."""
+    if isinstance(login, BucketSettings):
+        return str(error)  # there is no login apart from its use
     is_logged_in, is_refused = bool(report.storage_url), isinstance(error, AccessRefused)
     if is_logged_in and is_refused:
         return (

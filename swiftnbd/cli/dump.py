@@ -24,6 +24,7 @@ from swiftnbd.server.config import (
     TcpAddress,
     UnixAddress,
 )
+from swiftnbd.store.bucket_settings import BucketSettings
 from swiftnbd.store.login import LoginSettings, without_secrets
 
 
@@ -72,7 +73,10 @@ def _export(plan: Plan, export: ExportConfig) -> dict[str, Any]:
     }
 
 
-def _login(login: LoginSettings) -> Mapping[str, Any]:
+def _login(login: LoginSettings | BucketSettings) -> Mapping[str, Any]:
+    if isinstance(login, BucketSettings):
+        shown = {"method": login.method, "bucket": login.url, "options": login.shown}
+        return {**shown, "tls": asdict(login.tls)}
     return {
         "method": login.method,
         "options": login.shown,

@@ -28,16 +28,20 @@ _NAMES = {
 }
 _SECRETS = {"password", "application-credential-secret", "token"}
 _WHO = _NAMES | _SECRETS
+_BUCKET_SECRETS = {"secret-access-key", "session-token", "account-key"}
+_BUCKET_WHO = {"access-key-id", "account-name", "service-account"} | _BUCKET_SECRETS
 _PROJECT = {"project", "project-id", "project-domain", "project-domain-id"}
 _WHERE = {"auth-url", "cloud"}
 _HOW = {"auth-version", "separator", "region", "endpoint-type", "service-type", "storage-url"}
 _TLS = {"cacert", "cert", "key", "insecure"}
-LOGIN_KEYS = frozenset(_WHO | _PROJECT | _WHERE | _HOW | _TLS | _ALIASES.keys()) - {"separator"}
-SECRET_KEYS = frozenset(_SECRETS)
+LOGIN_KEYS = frozenset(
+    {*_WHO, *_PROJECT, *_WHERE, *_HOW, *_TLS, *_ALIASES, *_BUCKET_WHO, "endpoint"}
+) - {"separator"}
+SECRET_KEYS = frozenset(_SECRETS | _BUCKET_SECRETS)
 
 NO_URL = (
     "no authentication URL: give -a URL for a Swift (such as https://swift.example.com/auth/v1.0), "
-    "--os-cloud NAME, or -a file:DIR for a local folder"
+    "--os-cloud NAME, -a s3://BUCKET for an object store, or -a file:DIR for a local folder"
 )
 
 _VERSIONS = {"1": "1", "1.0": "1", "2": "2", "2.0": "2", "3": "3"}
@@ -117,7 +121,7 @@ class LoginKeys:
     @property
     def says_who(self) -> bool:
         """Whether it says who logs in."""
-        return self.has(_WHO)
+        return self.has(_WHO | _BUCKET_WHO)
 
     def with_values(self, values: Mapping[str, str]) -> "LoginKeys":
         """The same source with other values."""
@@ -130,7 +134,7 @@ class LoginKeys:
         project with another's, a certificate with another's key, a password with a token.
         """
         rest = dict(lower.values)
-        for group in (_WHERE, _NAMES, _SECRETS, _PROJECT, {"cert", "key"}):
+        for group in (_WHERE, _NAMES, _SECRETS, _PROJECT, {"cert", "key"}, _BUCKET_WHO):
             if self.has(group):
                 rest = {key: value for key, value in rest.items() if key not in group}
         return self.with_values({**rest, **self.values})
@@ -157,7 +161,7 @@ def check_url(url: str) -> None:
     if not url.startswith(("http://", "https://")):
         raise ConfigError(
             f"authentication URL {url.rpartition('@')[2]!r} begins with none of https://, http://, "
-            "file:"
+            "file:, s3://, gs://, az://"
         )
 
 
@@ -174,7 +178,7 @@ def endpoint_of(keys: LoginKeys) -> dict[str, Any]:
         "interface": _interface(keys),
         "region": keys.get("region") or None,
         "storage_url": keys.get("storage-url") or None,
-        "tls": _tls(keys),
+        "tls": tls_of(keys),
     }
 
 
@@ -261,7 +265,7 @@ def _interface(keys: LoginKeys) -> str:
     return interface
 
 
-def _tls(keys: LoginKeys) -> TlsSettings:
+def tls_of(keys: LoginKeys) -> TlsSettings:
     insecure = keys.get("insecure").lower()
     if insecure not in _YES | _NO:
         raise ConfigError(f"{keys.where}: insecure is neither yes nor no")

@@ -74,7 +74,8 @@ login_options = flag_group(
         metavar="URL",
         default="",
         help="Where to log in: the v1 authentication URL of a Swift, a Keystone such as "
-        "https://HOST:5000/v3, or file:DIR for containers kept as folders under DIR. There is no "
+        "https://HOST:5000/v3; s3://BUCKET[/PREFIX][?endpoint=URL], gs:// or az:// for containers "
+        "in an object store; or file:DIR for containers kept as folders under DIR. There is no "
         "default (that of swiftnbd 0.11 is gone).",
     ),
     _where(

@@ -3,6 +3,7 @@
 
 import functools
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from swiftnbd.cli.sources import has_login, login_of
 from swiftnbd.errors import ConfigError, ContainerMissing, StoreError
 from swiftnbd.export.pace import Pace
 from swiftnbd.server.config import AuthConfig, ExportConfig
+from swiftnbd.store.bucket_settings import BucketSettings, is_bucket_url
 from swiftnbd.store.checks import check_container_name
 from swiftnbd.store.login import LoginSettings
 
@@ -47,9 +49,12 @@ class SharedOptions:
             raise ConfigError("give either -a or --os-cloud")
         if url.startswith(DIRECTORY_SCHEME):
             return AuthConfig(url, directory=directory_of(url))
-        if url:
+        auth = AuthConfig(url)
+        if auth.is_bucket:
+            self.login_alone()  # raises for what names none
+        elif url:
             check_url(url)
-        return AuthConfig(url)
+        return auth
 
     def exports(self, auth: AuthConfig, names: Sequence[str] = ()) -> tuple[ExportConfig, ...]:
         """The containers of these ``names``, or all there are to work on; at least one."""
@@ -58,17 +63,27 @@ class SharedOptions:
             return tuple(self._export(auth, sections, name) for name in dict.fromkeys(names))
         if sections is not None:
             return tuple(self._with_login(auth, section) for section in sections.values())
+        exports = self._all(auth)
+        if not exports:
+            folder = auth.directory
+            missing = "" if folder is None or folder.exists() else ", which does not exist"
+            raise ContainerMissing(
+                f"no container is set up under {folder or auth.url}{missing}; "
+                f"run: swiftnbd-ctl -a {shlex.quote(auth.url)} setup NAME --size 1G"
+            )
+        return exports
+
+    def _all(self, auth: AuthConfig) -> tuple[ExportConfig, ...]:
+        """All containers where no secrets file tells of them."""
+        login = self.login_alone() if auth.is_bucket else None
+        if isinstance(login, BucketSettings):
+            from swiftnbd.cli.buckets import containers_in
+
+            return tuple(ExportConfig(name, login=login) for name in containers_in(login))
         from swiftnbd.store.directory import containers  # late: --help needs none of it
 
         assert auth.directory is not None
-        exports = tuple(ExportConfig(name) for name in containers(auth.directory))
-        if not exports:
-            missing = "" if auth.directory.exists() else ", which does not exist"
-            raise ContainerMissing(
-                f"no container is set up under {auth.directory}{missing}; "
-                f"run: swiftnbd-ctl -a {auth.url} setup NAME --size 1G"
-            )
-        return exports
+        return tuple(ExportConfig(name) for name in containers(auth.directory))
 
     def export(self, auth: AuthConfig, container: str) -> ExportConfig:
         """The one container a command names."""
@@ -76,10 +91,12 @@ class SharedOptions:
 
     @property
     def has_secrets(self) -> bool:
-        """Whether there is a secrets file that can be read."""
+        """Whether there is a secrets file to look at, and it can be read."""
+        if self.secrets is None and is_bucket_url(self.login.auth_url):
+            return False
         return self.secrets is not None or os.access(SECRETS_FILE_DEFAULT, os.R_OK)
 
-    def login_alone(self) -> LoginSettings | None:
+    def login_alone(self) -> LoginSettings | BucketSettings | None:
         """The login of flags and environment, for no container in particular, if there is one."""
         if not self._has_login():
             return None
@@ -89,7 +106,7 @@ class SharedOptions:
         """The secrets file by container; None if there is none to look at."""
         path = self.secrets or SECRETS_FILE_DEFAULT
         if self.secrets is None:
-            if auth.directory is not None:
+            if auth.directory is not None or auth.is_bucket:
                 return None
             # one that is another user's business does not keep us from a login that needs none
             if not self.has_secrets and not needed and self._has_login():
@@ -137,7 +154,7 @@ _shared_options = flag_group(
         metavar="FILE",
         shell_complete=complete_file,
         help=f"File with the containers and their logins (default: {SECRETS_FILE_DEFAULT}; "
-        "with file:DIR none is needed).",
+        "with file:DIR and s3://BUCKET none is needed).",
     ),
     _flag(
         "--settle",

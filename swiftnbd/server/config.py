@@ -11,6 +11,7 @@ from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.server.access import Access
 from swiftnbd.server.notify import ServiceManager
+from swiftnbd.store.bucket_settings import BucketSettings, is_bucket_url
 from swiftnbd.store.login import LoginSettings
 
 PORT_DEFAULT = 10809  # IANA's port for NBD
@@ -22,11 +23,16 @@ CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every plac
 
 @dataclass(frozen=True, slots=True)
 class AuthConfig:
-    """Where the containers are: in ``directory`` on this machine, or on a Swift: ``url`` is that
-    of the login service, if one was given for all of them."""
+    """Where the containers are: in ``directory`` on this machine, in the bucket that ``url`` names,
+    or on a Swift: then ``url`` is that of the login service, if one was given for all of them."""
 
     url: str = ""
     directory: Path | None = None
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether it is about a bucket."""
+        return is_bucket_url(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class ExportConfig:
 
     name: str
     read_only: bool = False
-    login: LoginSettings | None = None
+    login: LoginSettings | BucketSettings | None = None
     multi_conn: bool = True
     access: Access = field(default_factory=Access)
     tls_only: bool = False

@@ -2,6 +2,7 @@
 """obstore's client of a bucket, set up: the only place that knows its three services apart."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from swiftnbd.store.bucket_settings import BucketSettings
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
+    from obstore.store import S3Credential
 
 # As for a Swift: see swiftnbd.store.http.
 CONNECT_SECONDS_MAX = 5
@@ -42,12 +44,29 @@ def connect(settings: BucketSettings) -> "Client":
             # Single deletes, which every service has. A signed payload: what was changed on the
             # way is refused.
             config |= {"disable_bulk_delete": True, "unsigned_payload": False}
+            if "access_key_id" in config:
+                # or the library would add a session token of the environment, which is another's
+                common["credential_provider"] = partial(
+                    _credential,
+                    config.pop("access_key_id"),
+                    config.pop("secret_access_key", ""),
+                    config.pop("session_token", None),
+                )
             return S3Store(settings.bucket, config=config, **common)
         if settings.scheme == "gs":
             return GCSStore(settings.bucket, config=config, **common)
         return AzureStore(settings.bucket, config=config, **common)
     except (BaseError, ValueError) as error:
         raise ConfigError(f"{settings.url}: {Failure.of(error).text}") from None
+
+
+def _credential(key_id: str, secret: str, token: str | None) -> "S3Credential":
+    return {
+        "access_key_id": key_id,
+        "secret_access_key": secret,
+        "token": token,
+        "expires_at": None,  # never
+    }
 
 
 def _client_options(settings: BucketSettings) -> Any:

@@ -11,6 +11,12 @@ SERVICES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"
 _SHOWN = {"endpoint", "region", "account_name", "service_account"}
 
 
+def is_bucket_url(url: str) -> bool:
+    """Whether it is about a bucket, by its scheme."""
+    scheme, separator, _ = url.partition("://")
+    return bool(separator) and scheme in SERVICES
+
+
 @dataclass(frozen=True, slots=True)
 class BucketSettings:
     """One bucket, or what lies under ``prefix`` in it ('' or ``a/b``), of one ``scheme``.
@@ -29,6 +35,11 @@ class BucketSettings:
     def option(self, name: str) -> str:
         """An option's value, '' if it was not given."""
         return dict(self.options).get(name, "")
+
+    @property
+    def method(self) -> str:
+        """How one logs in there, in a word."""
+        return self.scheme
 
     @property
     def url(self) -> str:

@@ -75,7 +75,7 @@ class BucketStore(Unproven):
     deletes_blindly = True
 
     def __init__(self, bucket: Bucket, container: str) -> None:
-        self._folder = _folder(bucket, container)
+        self._folder = folder_of(bucket, container)
         check_container(container, self._folder)
         self.label = f"{bucket.settings.scheme}:{container}"
         self.place = Place(bucket.settings, container)
@@ -136,7 +136,7 @@ class BucketStore(Unproven):
         what, key = self._object("COPY", name)
         if not self._exists:
             await self._look(what)
-        there = _folder(self._bucket, source.container)
+        there = folder_of(self._bucket, source.container)
         await self._bucket.copy(what, f"{there}/{name}", key)
         found = await self._bucket.head(what, key)
         copied = "(none)" if found is None else Stamp.of(found).md5
@@ -332,7 +332,8 @@ class BucketStore(Unproven):
         return given.token if given.upload == stamp.upload else ""
 
 
-def _folder(bucket: Bucket, container: str) -> str:
+def folder_of(bucket: Bucket, container: str) -> str:
+    """Where a container lies, without a slash at its end."""
     return f"{bucket.settings.prefix}/{container}".removeprefix("/")
 
 

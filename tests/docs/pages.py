@@ -9,6 +9,7 @@ _DEBIAN = "changes the machine; tests/run installs these packages"
 _KERNEL = "needs a kernel of its own: test_kernel_commands runs it in a virtual machine"
 _ALL_TESTS = "is what runs this test"
 _PSK = "Python's ssl can do that from 3.13 on; tests/protocol/test_tls_psk.py tries it"
+_BUCKET = "is Amazon's; tests/integration/test_buckets.py does it on Swift's S3 API"
 _DEMO = "swiftnbd-ctl -a file:disks setup demo --size 64M"
 
 
@@ -111,6 +112,10 @@ PAGES = {
     # tests/integration/test_migration.py is what each run does of it
     "docs/migration.md": Page(cloud="swift", long=True),
     "docs/monitoring.md": Page(before=_DEMO),
+    "docs/object-stores.md": Page(
+        not_run={"export AWS": _BUCKET, "swiftnbd-ctl -a s3:": _BUCKET,
+                 "swiftnbd-server -f -a s3:": _BUCKET},
+    ),
     "docs/operations.md": Page(before=_DEMO),
     "docs/qemu.md": Page(
         before=_DEMO,

@@ -21,6 +21,13 @@ METHODS = {
         "application-credential-id": "i",
         "application-credential-secret": "S5",
     },
+    "bucket": {
+        "auth-url": "s3://b",
+        "access-key-id": "i",
+        "secret-access-key": "SA",
+        "session-token": "SB",
+    },
+    "azure": {"auth-url": "az://c", "account-name": "n", "account-key": "SC"},
 }
 
 
@@ -53,13 +60,13 @@ def test_every_way_to_log_in_is_shown_without_its_secret(
     storage = "https://somebody:S9@store/v1/AUTH_a?temp_url_sig=S0"
     secrets.write_text(
         "".join(
-            section(name, keys | {"auth-url": url, "storage-url": storage})
+            section(name, {"auth-url": url, "storage-url": storage} | keys)
             for name, keys in METHODS.items()
         )
     )
     text, values = dump(capsys, "--secrets", str(secrets))
     assert {key for keys in METHODS.values() for key in keys} >= login.SECRET_KEYS
-    for number in range(10):
+    for number in "0123456789ABC":
         assert f"S{number}" not in text
     assert list(values["exports"]) == list(METHODS)
     shown = values["exports"]["application"]["login"]
@@ -68,6 +75,11 @@ def test_every_way_to_log_in_is_shown_without_its_secret(
         "application_credential_id": "i",
         "application_credential_secret": HIDDEN,
         "auth_url": "https://h/v3",
+    }
+    assert values["exports"]["bucket"]["login"]["options"] == {
+        "access_key_id": HIDDEN,
+        "secret_access_key": HIDDEN,
+        "session_token": HIDDEN,
     }
     assert shown["storage_url"] == "https://store/v1/AUTH_a"
 

@@ -34,7 +34,9 @@ def login(
     section: dict[str, str], flags: LoginFlags | None = None, environ: dict[str, str] | None = None
 ) -> LoginSettings:
     flags = LoginFlags() if flags is None else flags
-    return login_of(LoginKeys(section, "[disk]"), flags.keys(), environ or {})
+    found = login_of(LoginKeys(section, "[disk]"), flags.keys(), environ or {})
+    assert isinstance(found, LoginSettings)
+    return found
 
 
 @pytest.mark.parametrize(

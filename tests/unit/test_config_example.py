@@ -3,8 +3,9 @@ import shutil
 from ipaddress import ip_network
 from pathlib import Path
 
-from swiftnbd.cli.login import settings_of
+from swiftnbd.cli.login import LoginKeys
 from swiftnbd.cli.secrets import load_secrets
+from swiftnbd.cli.sources import login_of
 from swiftnbd.export.settings import CacheMode, OnOutage
 from swiftnbd.server.access import Access, Family
 from swiftnbd.server.config import ExportConfig
@@ -46,8 +47,8 @@ def test_example_is_valid(tmp_path: Path) -> None:
         outages={"policy": OnOutage.WAIT, "seconds": 60.0},
     )
     methods = [
-        settings_of(section.login).method
+        login_of(section.login, LoginKeys(), {}).method
         for section in others
         if "cloud" not in section.login.values
     ]
-    assert methods == ["v3password", "v3applicationcredential", "v2password"]
+    assert methods == ["v3password", "v3applicationcredential", "v2password", "s3"]
