@@ -37,6 +37,7 @@ OBJECTS_PACKED_AT_ONCE = 256 * 1024  # at worst 2 ms; a larger map is packed in 
 REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
 
 T = TypeVar("T", Blob | None, ObjectInfo | None)
+Span = Callable[[], tuple[int, int]]  # bytes [start, end) of an object
 
 
 @dataclass(eq=False, slots=True)
@@ -114,9 +115,15 @@ class DiskObjects:
         runs = self.presence.runs(0, self.presence.objects)
         return any(state is State.PRESENT for _, state in runs)
 
-    async def get(self, index: int, start: int, end: int, *, urgent: bool) -> bytes | None:
-        """Bytes ``[start, end)`` of one object, or None if it does not exist."""
-        found = await self.local.find(index, start, end) if self.local is not None else None
+    async def get(self, index: int, span: Span, *, urgent: bool) -> bytes | None:
+        """Some bytes of one object, or None if it does not exist.
+
+        ``span`` is asked which, ``[start, end)``, once, when its turn has come.
+        """
+        if self.local is None:
+            return _data(await self._fetch(index, span, urgent=urgent))
+        start, end = span()
+        found = await self.local.find(index, start, end)
         if found is not None:
             if found.is_proven and self._exclusive:
                 return found.filled(start, b"")
@@ -124,20 +131,21 @@ class DiskObjects:
                 first, etag, data = start, await self._ask_etag(index, urgent=urgent), b""
             else:
                 first, last = found.gap
-                blob = await self._fetch(index, first, last, urgent=urgent)
+                blob = await self._fetch(index, lambda: (first, last), urgent=urgent)
                 etag, data = (None, b"") if blob is None else (blob.etag, blob.data)
             if etag is None:
                 return None
             if found.has(etag):
                 return found.filled(first, data)
-        blob = await self._fetch(index, start, end, urgent=urgent)
-        return None if blob is None else blob.data
+        return _data(await self._fetch(index, lambda: (start, end), urgent=urgent))
 
-    async def _fetch(self, index: int, start: int, end: int, *, urgent: bool) -> Blob | None:
-        async def ask(newest: bool) -> Blob | None:
-            return await self._get(index, start, end, newest=newest)
-
+    async def _fetch(self, index: int, span: Span, *, urgent: bool) -> Blob | None:
         async with self._request(urgent=urgent, key=index):
+            start, end = span()
+
+            async def ask(newest: bool) -> Blob | None:
+                return await self._get(index, start, end, newest=newest)
+
             blob, holds = await self._ask_current(index, ask)
             if blob is None:
                 return None
@@ -323,3 +331,7 @@ class DiskObjects:
 
     def _error(self, index: int, what: str) -> ExportError:
         return ExportError(EIO, f"{self.label}: {object_name(index)} {what}")
+
+
+def _data(blob: Blob | None) -> bytes | None:
+    return None if blob is None else blob.data

@@ -2,20 +2,19 @@
 """Bringing blocks into the cache: one fetch for all who wait for it, read-ahead, holes.
 
 A request is served in chunks of at most a quarter of the cache. The blocks of a chunk are
-pinned together, those of them that are not known are fetched, a run of neighbours in one object
-by one request, and when all are there their pieces are taken. What is known to be absent is
-read as a `swiftnbd.export.device.hole` without a request.
-
-Fetches belong to the device. They fill only what is not known: a write meanwhile is newer.
+pinned together, those of them that are not known are fetched (`swiftnbd.export.fetching`), and
+when all are there their pieces are taken. What is known to be absent is read as a
+`swiftnbd.export.device.hole` without a request.
 """
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
-from swiftnbd.buffers import hole, holes
+from swiftnbd.buffers import holes
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export.block import Block, State
+from swiftnbd.export.block import Block
 from swiftnbd.export.disk_state import DiskState, Part
+from swiftnbd.export.fetching import Fetcher
 from swiftnbd.export.readahead import ReadAhead
 from swiftnbd.store.base import Buffer
 
@@ -28,6 +27,7 @@ class Reader:
     def __init__(self, disk: DiskState, read_ahead: ReadAhead | None) -> None:
         self._disk = disk
         self._cache = disk.cache
+        self._fetcher = Fetcher(disk)
         self._read_ahead = read_ahead
         self._chunk = max(1, disk.cache.capacity // _CHUNKS_OF_CACHE)
 
@@ -129,7 +129,7 @@ class Reader:
             if error is not None:
                 raise error
             await self._disk.gate.passing()
-            self._fetch(missing, urgent=True)
+            self._fetcher.fetch(missing, urgent=True)
             error = await self._fetched_all(dict.fromkeys(block.fetch for block in missing))
 
     async def _fetched_all(self, fetches: Iterable[asyncio.Task[None] | None]) -> Exception | None:
@@ -142,65 +142,6 @@ class Reader:
                 except SwiftnbdError as error:
                     errors.append(error)
         return errors[0] if errors and self._disk.gate.is_open else None
-
-    # Fetching
-
-    def _fetch(self, blocks: Iterable[Block], *, urgent: bool) -> None:
-        """Begin to fetch those that nobody fetches yet; fill those that are zeros.
-
-        What is not ``urgent`` comes marked: the first read of it is told to the read-ahead.
-        """
-        run: list[Block] = []
-        for block in blocks:
-            if block.fetch is not None:
-                if urgent and not block.wanted:
-                    block.wanted = True
-                    self._disk.objects.hurry(block.index // self._disk.per_object)
-                continue
-            if self._disk.reads_as_zeros(block.index // self._disk.per_object):
-                block.fill(hole(block.size))
-                continue
-            if run and not self._follows(run[-1], block):
-                self._spawn(run, urgent)
-                run = []
-            run.append(block)
-        if run:
-            self._spawn(run, urgent)
-
-    def _follows(self, block: Block, after: Block) -> bool:
-        """Whether one request can bring both."""
-        return after.index == block.index + 1 and bool(after.index % self._disk.per_object)
-
-    def _spawn(self, run: list[Block], urgent: bool) -> None:
-        for block in run:
-            self._cache.pin(block)
-        task = self._disk.tasks.spawn(self._bring(run, urgent))
-        for block in run:
-            block.fetch = task
-        # not in the coroutine: a task that is cancelled before its first step runs nothing
-        task.add_done_callback(lambda _: self._fetched(run))
-
-    def _fetched(self, run: list[Block]) -> None:
-        for block in run:
-            block.fetch = None
-            block.wanted = False
-        self.unpin(run)
-
-    async def _bring(self, run: list[Block], urgent: bool) -> None:
-        size = self._disk.block_size
-        index, first = divmod(run[0].index, self._disk.per_object)
-        start, end = first * size, (first + len(run)) * size
-        urgent = urgent or any(block.wanted for block in run)  # since the task was made
-        data = await self._disk.objects.get(index, start, end, urgent=urgent)
-        for number, block in enumerate(run):
-            if data is None:
-                block.fill(hole(size))
-            elif len(run) == 1:
-                block.fill(data)
-            else:  # a copy: a view would keep all of it in memory as long as one block lives
-                block.fill(data[number * size : (number + 1) * size])
-            if not (urgent or block.wanted) and block.state is State.CLEAN:
-                block.mark()
 
     # Read-ahead
 
@@ -218,7 +159,7 @@ class Reader:
         wanted = [part.block for part in self._disk.parts(*window) if self._is_missing(part.block)]
         blocks = None if self._disk.readers else self._cache.pin_all(wanted)
         if blocks is not None:
-            self._fetch(blocks, urgent=False)
+            self._fetcher.fetch(blocks, urgent=False)
             self.unpin(blocks)
 
     def _is_missing(self, index: int) -> bool:

@@ -19,8 +19,9 @@ from swiftnbd.export.changing import Change, Pieces, Writer
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags
+from swiftnbd.export.fetching import Fetcher, _Fetch
 from swiftnbd.export.local_blocks import Found, LocalBlocks
-from swiftnbd.export.objects import DiskObjects
+from swiftnbd.export.objects import DiskObjects, Span
 from swiftnbd.export.slot_file import SlotFile
 from swiftnbd.export.writeback import DirtyObject, WriteBack
 from swiftnbd.store.base import Blob, Buffer
@@ -258,16 +259,14 @@ def dirty_block_is_evicted(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def evicted_block_comes_back_stale(patch: pytest.MonkeyPatch) -> None:
     get = DiskObjects.get
-    seen: dict[tuple[int, int, int], bytes | None] = {}
+    seen: dict[tuple[int, int, int, int], bytes | None] = {}
 
-    async def get_once(
-        self: DiskObjects, index: int, start: int, end: int, *, urgent: bool
-    ) -> bytes | None:
-        key = (id(self), index, start)
+    async def get_once(self: DiskObjects, index: int, span: Span, *, urgent: bool) -> bytes | None:
+        start, end = span()
+        key = (id(self), index, start, end)
         if key not in seen:
-            seen[key] = await get(self, index, start, end, urgent=urgent)
-        data = seen[key]
-        return data if data is None or len(data) == end - start else data[: end - start]
+            seen[key] = await get(self, index, lambda: (start, end), urgent=urgent)
+        return seen[key]
 
     patch.setattr(DiskObjects, "get", get_once)
 
@@ -369,22 +368,34 @@ def part_is_taken_from_the_wrong_place(patch: pytest.MonkeyPatch) -> None:
     get = DiskObjects.get
 
     async def from_the_start(
-        self: DiskObjects, index: int, start: int, end: int, *, urgent: bool
+        self: DiskObjects, index: int, span: Span, *, urgent: bool
     ) -> bytes | None:
-        return await get(self, index, 0, end - start, urgent=urgent)
+        def moved() -> tuple[int, int]:
+            start, end = span()
+            return 0, end - start
+
+        return await get(self, index, moved, urgent=urgent)
 
     patch.setattr(DiskObjects, "get", from_the_start)
+
+
+@mutant
+def neighbours_join_a_fetch_that_was_sent(patch: pytest.MonkeyPatch) -> None:
+    def span(self: Fetcher, index: int, fetch: _Fetch) -> tuple[int, int]:
+        first = fetch.blocks[0].index - index * self._disk.per_object
+        size = self._disk.block_size
+        return first * size, (first + len(fetch.blocks)) * size
+
+    patch.setattr(Fetcher, "_sent", span)
 
 
 @mutant
 def unreadable_object_reads_as_zeros(patch: pytest.MonkeyPatch) -> None:
     get = DiskObjects.get
 
-    async def careless(
-        self: DiskObjects, index: int, start: int, end: int, *, urgent: bool
-    ) -> bytes | None:
+    async def careless(self: DiskObjects, index: int, span: Span, *, urgent: bool) -> bytes | None:
         with contextlib.suppress(SwiftnbdError):
-            return await get(self, index, start, end, urgent=urgent)
+            return await get(self, index, span, urgent=urgent)
         return None
 
     patch.setattr(DiskObjects, "get", careless)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.support.disks import Disk, a_disk, begin, caching
+from tests.support.disks import Disk, a_disk, begin, begun, caching
 
 BLOCK = 512
 LARGE = 4 * BLOCK  # an object of several blocks
@@ -60,3 +60,34 @@ async def test_write_that_waits_for_room_is_not_overtaken_between_its_blocks() -
         await d.device.flush()
         assert d.store.count("put") == OBJECTS
         assert d.store.count("get") == 0
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_small_reads_of_a_large_object_under_way_at_once_make_one_request(
+    backwards: bool,
+) -> None:
+    async with a_disk(settings=caching(16, LARGE, block_bytes=BLOCK), size=LARGE, objects=64) as d:
+        for index in range(8):
+            d.put(index, data(index * LARGE, LARGE))
+        offsets = list(range(0, 8 * LARGE, BLOCK))[:: -1 if backwards else 1]
+        reads = [begin(d.read(at, BLOCK)) for at in offsets]
+        assert await asyncio.gather(*reads) == [data(at, BLOCK) for at in offsets]
+        assert d.store.count("get") == 8
+
+
+async def test_read_of_a_neighbour_joins_a_request_that_waits_for_its_turn() -> None:
+    settings = caching(16, LARGE, block_bytes=BLOCK, requests=1, reads_reserved=0)
+    async with a_disk(settings=settings, size=LARGE, objects=8) as d:
+        d.put(0, data(0, LARGE))
+        d.put(1, data(LARGE, LARGE))
+        gate = d.script.hold("get")
+        first = await begun(d.read(0, BLOCK))
+        waiting = await begun(d.read(LARGE + BLOCK, BLOCK))
+        joining = await begun(d.read(LARGE + 2 * BLOCK, BLOCK))
+        under_way = await begun(d.read(BLOCK, BLOCK))  # its neighbour's request was sent: too late
+        gate.open()
+        assert await first == data(0, BLOCK)
+        assert await waiting == data(LARGE + BLOCK, BLOCK)
+        assert await joining == data(LARGE + 2 * BLOCK, BLOCK)
+        assert await under_way == data(BLOCK, BLOCK)
+        assert d.store.count("get") == 3
