@@ -16,7 +16,12 @@ OBJECTS = 64 * MiB // OBJECT_SIZE
 
 pytestmark = pytest.mark.timeout(2 * vm.BOOT_SECONDS_MAX + 120)
 
+# A machine costs a quarter of a minute of two processors: each test has one kind of store.
+on_directory = pytest.mark.parametrize("backend", ["directory"], indirect=True)
+on_swift = pytest.mark.parametrize("backend", ["swift"], indirect=True)
 
+
+@on_directory
 def test_file_system_of_a_kernel_client_survives_a_round_trip(serve: Serve) -> None:
     disk = serve(objects=OBJECTS, object_size=OBJECT_SIZE)
     vm.boot("roundtrip", port=disk.server.port, export=disk.container)
@@ -24,6 +29,7 @@ def test_file_system_of_a_kernel_client_survives_a_round_trip(serve: Serve) -> N
     disk.image_at_rest()
 
 
+@on_swift
 def test_file_system_survives_a_power_cut_of_client_and_server(
     serve: Serve, launch: Launch
 ) -> None:

@@ -64,6 +64,8 @@ def test_server_paused_beyond_its_term_goes_on_if_nobody_came(short: Disk) -> No
     assert short.image_at_rest()[:16] == b"before and after"
 
 
+# Half a minute of waiting; whose the lock is, is decided above the store.
+@pytest.mark.parametrize("backend", ["swift"], indirect=True)
 def test_paused_server_is_taken_over_from_and_stores_nothing_more(
     short: Disk, launch: Launch
 ) -> None:

@@ -28,7 +28,7 @@ from tests.support.swift_aio import KEY, USER, RealSwift
 NAMES = ("kernel", "fio")  # of the disks, on a Swift of the test's own
 OBJECT_SIZE, OBJECTS = 256 * 1024, 256
 IS_LONG = os.environ.get("OUTAGES") == "long"
-PAUSE_SECONDS = 3.0  # of undisturbed work between outages
+PAUSE_SECONDS = 3.0 if IS_LONG else 1.0  # of undisturbed work between outages
 TOKEN_SECONDS = 20  # of life, in the long run
 BEGAN = r"outage of .*; requests wait, and it is asked again"
 
