@@ -9,7 +9,7 @@ may or may not come (a race decides) is ``allows_log("regex")``, marker or fixtu
 import gc
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -50,7 +50,23 @@ class LogWatch(logging.Handler):
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Spare the collection after each test all that was imported: that is most of its cost."""
+    _freeze()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Spare the collection after each test all that is there now: it would be most of its cost.
+
+    What is imported, and what is left of a file when its last test is torn down, is there to stay.
+    """
     gc.collect()
     gc.freeze()
 
