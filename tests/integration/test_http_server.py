@@ -59,7 +59,8 @@ def test_url_is_printed_and_serves_until_the_server_ends(server: ServerProcess) 
 def test_address_that_is_taken_is_one_sentence(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run_server(folder, "-f", "-p", "0", "-U", f"{folder}/socket", "--http", str(port))
+        where = ("-p", "0", "-U", f"{folder}/socket", "--pid-file", f"{folder}/pid")
+        done = run_server(folder, "-f", *where, "--http", str(port))
     assert done.returncode == 2
     assert f"--http: cannot listen on 127.0.0.1 port {port}" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -92,21 +92,20 @@ def test_socket_of_a_running_server_is_refused(folder: Path) -> None:
 
 def test_file_in_the_way_is_refused_and_stays(folder: Path) -> None:
     (folder / "nbd.sock").write_text("precious")
-    done = run_server(folder, "-f", "-U", "nbd.sock")
+    done = run_server(folder, "-f", "--pid-file", "pid", "-U", "nbd.sock")
     assert done.returncode == 2
     assert "nbd.sock: something that is no socket is there" in done.stderr
     assert (folder / "nbd.sock").read_text() == "precious"
 
 
 def test_socket_is_removed_if_another_address_cannot_be_had(folder: Path) -> None:
+    files = ("-f", "--pid-file", "pid", "-U", "a", "-U", "/none/b")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = run_server(
-            folder, "-f", "-U", "a", "-U", "/none/b", "-b", "::1,127.0.0.1", "-p", port
-        )
+        done = run_server(folder, *files, "-b", "::1,127.0.0.1", "-p", port)
     assert done.returncode == 2
     assert re.search(r"cannot listen on (127\.0\.0\.1|::1) port", done.stderr)
-    done = run_server(folder, "-f", "-U", "a", "-U", "/none/b")
+    done = run_server(folder, *files)
     assert done.returncode == 2
     assert "/none/b: No such file or directory" in done.stderr
     assert not (folder / "a").exists()

@@ -219,11 +219,14 @@ DEAD = "cut off: it has not moved for 300 s"
 
 
 class Clock:
-    """Lets the server look at its connections, as if so much time had passed."""
+    """Lets the server look at its connections, as if so much time had passed.
+
+    Now and then it looks by itself: by that clock it is earlier, and nothing happens.
+    """
 
     def __init__(self, served: Serving) -> None:
         self._served = served
-        self._now = 0.0
+        self._now = asyncio.get_running_loop().time()
 
     def look(self, seconds: float = 0.0) -> None:
         self._now += seconds
