@@ -10,8 +10,6 @@ import click
 from swiftnbd.cli.common import (
     Tell,
     acquire,
-    holder_of,
-    locked_by,
     mark_of_this_process,
     on_container,
     read_container,
@@ -68,9 +66,7 @@ async def lock(store: Store, *, name: str, tell: Tell, pace: "Pace | None" = Non
     from swiftnbd.export.lock import Lock
     from swiftnbd.export.marks import mark_for
 
-    info = await read_container(store, name)
-    if holder := holder_of(info):
-        raise locked_by(name, holder)
+    await read_container(store, name)
     await acquire(Lock(store, mark_for(socket.gethostname(), 0), pace, by_hand=True), name)
     tell(f"Done, {name} is locked")
     return Exit.DONE

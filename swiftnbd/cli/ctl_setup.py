@@ -181,7 +181,8 @@ def _parse(info: ContainerInfo) -> DiskInfo | None:
 async def _set_up_existing(
     store: Store, name: str, info: ContainerInfo, request: SetupRequest, tell: Tell
 ) -> None:
-    if holder := holder_of(info):
+    disk = _parse(info)
+    if disk is None and (holder := holder_of(info)):
         raise locked_by(name, holder)  # not even --force sets it up
     if request.policy and request.policy.casefold() != info.policy.casefold():
         raise SwiftnbdError(f"{name} exists with storage policy {info.policy!r}, which is for good")
@@ -189,7 +190,7 @@ async def _set_up_existing(
         await _refuse_in_use(store, info, name)
     await _refuse_unreadable(store, info, name, request.geometry)
     metadata = setup_metadata(request.geometry)
-    if _parse(info) is None:
+    if disk is None:
         # Without sensible metadata nobody can attach, so there is nobody to lock out.
         await store.set_metadata(metadata)
         return

@@ -2,12 +2,15 @@
 """Containers for the commands of swiftnbd-ctl, on the stores that need nothing else."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
+from swiftnbd.export import lock as lock_module
 from swiftnbd.export.layout import Geometry
+from swiftnbd.export.process import Process, current_process
 from swiftnbd.store.base import Store
 from swiftnbd.store.directory import DirectoryStore
 from swiftnbd.store.memory import MemoryStore
@@ -57,3 +60,16 @@ async def metadata(store: Store) -> dict[str, str]:
     info = await store.info()
     assert info is not None
     return {key.removeprefix("swiftnbd-"): value for key, value in info.metadata.items()}
+
+
+def dead_process() -> Process | None:
+    """One that was on this machine and is not any more."""
+    process = current_process()
+    return None if process is None else replace(process, started=process.started + 1)
+
+
+async def held_by_the_dead(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locked by a process of this machine that was killed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(lock_module, "current_process", dead_process)
+        await lock_module.Lock(store, HOLDER).acquire()

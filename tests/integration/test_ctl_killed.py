@@ -7,7 +7,6 @@ done. `test_ctl_sigkill` kills real processes at moments that nobody has chosen.
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,9 @@ from swiftnbd.errors import ContainerMissing, ExportUnusable, Locked
 from swiftnbd.export import lock as lock_module
 from swiftnbd.export.layout import Geometry, object_name
 from swiftnbd.export.pace import Pace
-from swiftnbd.export.process import Process, current_process
 from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
-from tests.integration.conftest import HOLDER, NAME, OBJECT_SIZE, Told
+from tests.integration.conftest import HOLDER, NAME, OBJECT_SIZE, Told, dead_process
 
 OBJECTS = 6
 REQUESTS_MAX = 200  # no command here makes so many
@@ -152,12 +150,6 @@ COMMANDS: dict[str, Command] = {
 }
 NEW = ("setup", "bench")  # begin without a container
 NO_DISK = (*NEW, "delete")  # may leave one that is no disk
-
-
-def dead_process() -> Process | None:
-    """One that was on this machine and is not any more."""
-    process = current_process()
-    return None if process is None else replace(process, started=process.started + 1)
 
 
 async def prepare_source(account: MemoryAccount) -> None:

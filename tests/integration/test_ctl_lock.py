@@ -22,7 +22,7 @@ from swiftnbd.export.lock import Lock
 from swiftnbd.export.pace import Pace, Timing
 from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryStore
-from tests.integration.conftest import HELD, HOLDER, NAME, Told, metadata
+from tests.integration.conftest import HELD, HOLDER, NAME, Told, held_by_the_dead, metadata
 
 
 async def test_lock_marks_this_host_without_a_connection(disk: Store, told: Told) -> None:
@@ -38,6 +38,15 @@ async def test_locked_container_is_not_locked_again(disk: Store, told: Told) -> 
         await lock(disk, name=NAME, tell=told)
     assert (str(caught.value), caught.value.holder) == (HELD, HOLDER)
     assert (await metadata(disk))["client"] == HOLDER
+
+
+async def test_container_of_a_killed_process_can_be_locked(
+    disk: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await held_by_the_dead(disk, monkeypatch)
+    assert await lock(disk, name=NAME, tell=told) == 0
+    client = (await metadata(disk))["client"]
+    assert client.startswith(f"{socket.gethostname()}:0@")
 
 
 async def test_holder_that_was_faster_is_named_too(disk: Store) -> None:

@@ -10,7 +10,15 @@ from swiftnbd.errors import Locked, SwiftnbdError
 from swiftnbd.export.layout import Geometry, object_name
 from swiftnbd.store.base import ContainerInfo, Store
 from swiftnbd.store.memory import MemoryStore
-from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
+from tests.integration.conftest import (
+    HELD,
+    HOLDER,
+    NAME,
+    OBJECT_SIZE,
+    Told,
+    held_by_the_dead,
+    metadata,
+)
 
 FRESH = {"version": "1", "objects": "8", "object-size": "4096"}
 
@@ -125,6 +133,16 @@ async def test_locked_container_is_refused_even_with_force(disk: Store) -> None:
 async def test_locked_container_is_refused_even_if_it_makes_no_sense(disk: Store) -> None:
     await disk.set_metadata({"swiftnbd-client": HOLDER, "swiftnbd-objects": "-1"})
     assert await refused(disk, force=True) == HELD
+
+
+async def test_container_of_a_killed_process_is_set_up_again(
+    disk: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await held_by_the_dead(disk, monkeypatch)
+    assert "already been setup" in await refused(disk, 16)
+    await run(disk, told, 16, force=True)
+    found = await metadata(disk)
+    assert (found["objects"], "client" in found) == ("16", False)
 
 
 async def test_force_makes_the_disk_larger_and_keeps_its_data(disk: Store, told: Told) -> None:
