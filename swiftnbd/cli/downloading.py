@@ -28,6 +28,7 @@ MISSES_MAX = 64
 # ten times on a machine that a Swift on it keeps busy.
 WRITE_IN_THREAD_BYTES = 256 * 1024
 ZEROS_BYTES = 1024 * 1024  # put out at once
+SYNC_BYTES = 32 * 1024 * 1024  # are made durable while others come: little is left for the end
 
 Advance = Callable[[int], None]
 
@@ -65,6 +66,7 @@ class Download:
         self._image = image
         self._advance = advance
         self._misses = 0
+        self._unsynced_bytes = 0
 
     async def run(self) -> None:
         """Return when all of it is written, if not durable yet."""
@@ -122,6 +124,10 @@ class Download:
             await in_thread(partial(self._image.write, start, data))
         elif data:
             self._image.write(start, data)
+        self._unsynced_bytes += len(data)
+        if self._unsynced_bytes >= SYNC_BYTES:
+            self._unsynced_bytes = 0
+            await in_thread(self._image.sync)
 
     async def _clear(self, start: int, end: int) -> None:
         end = min(end, self.size)

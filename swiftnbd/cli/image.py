@@ -84,6 +84,11 @@ class Image(ABC):
                         self._write_all(start, memoryview(zeros))
             start, length = start + part, length - part
 
+    def sync(self) -> None:
+        """Make what was written so far durable."""
+        with self._failing("write"):
+            os.fdatasync(self._descriptor)
+
     def _write_all(self, offset: int, data: memoryview) -> None:
         while data:
             written = os.pwrite(self._descriptor, data, offset)
