@@ -56,6 +56,7 @@ def _server(plan: Plan) -> dict[str, Any]:
         "handshake_seconds_max": server.handshake_seconds_max,
         "structured_replies": server.structured_replies,
         "mask_handshake": server.mask_handshake,
+        "on_end": server.on_end.value,
         "lock": asdict(server.pace) | {"takeover": server.takeover},
         "slow_seconds": None if server.slow_seconds == inf else server.slow_seconds,
     }

@@ -16,6 +16,7 @@ from swiftnbd.server.config import (
     Connection,
     ExportConfig,
     ListenAddress,
+    OnEnd,
     ServerConfig,
 )
 from swiftnbd.server.notify import ServiceManager
@@ -89,6 +90,7 @@ class Flags:
                 default_export=self.serving.default_export,
                 list_exports=not self.serving.no_list,
                 structured_replies=not self.handshake.no_sr,
+                on_end=OnEnd(self.handshake.on_end),
                 mask_handshake=self.handshake.mask_handshake,
                 pace=self.locking.pace(
                     self.options.settle, longest if auth.directory is None else 0.0

@@ -17,6 +17,7 @@ from swiftnbd.server.config import (
     ExportConfig,
     InheritedSocket,
     ListenAddress,
+    OnEnd,
     ServerConfig,
     TcpAddress,
     UnixAddress,
@@ -247,11 +248,12 @@ export_options = flag_group(
 
 @dataclass(frozen=True, slots=True)
 class HandshakeOptions:
-    """How the server talks with a client that has just connected."""
+    """How the server talks with a client: at first, and at its own end."""
 
     handshake_timeout: float
     no_sr: bool
     mask_handshake: int
+    on_end: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,5 +318,13 @@ handshake_options = flag_group(
         callback=_mask,
         default=f"{ServerConfig().mask_handshake:#x}",
         help="Offer only these of the handshake flags, to test how a client does.",
+    ),
+    _handshake(
+        "--on-end",
+        type=click.Choice([choice.value for choice in OnEnd]),
+        default=ServerConfig().on_end.value,
+        show_default=True,
+        help="What clients get that ask for something while the server ends: an error, or the end "
+        "of the connection, for clients that wait for the next server and ask again.",
     ),
 )

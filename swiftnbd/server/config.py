@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ HANDSHAKE_SECONDS_DEFAULT = 10.0  # nobody honest needs one
 SLOW_SECONDS_DEFAULT = 1.0  # what a person notices, and a Swift that is well hardly ever takes
 CONNECTIONS_DEFAULT = 200  # each may take some memory, see docs/SECURITY.md
 CONNECTIONS_PER_ADDRESS_DEFAULT = 100  # so that no single peer takes every place
+
+
+class OnEnd(Enum):
+    """What becomes of requests that come while the server ends."""
+
+    REFUSE = "refuse"  # ESHUTDOWN, so that the client knows why
+    CLOSE = "close"  # no answer: a client that connects again sends them again
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,7 @@ class ServerConfig:
     list_exports: bool = True
     structured_replies: bool = True
     mask_handshake: int = 0xFFFF
+    on_end: OnEnd = OnEnd.REFUSE
     http: TcpAddress | None = None
     slow_seconds: float = inf
     manager: ServiceManager | None = None

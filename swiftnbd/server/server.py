@@ -26,7 +26,7 @@ from swiftnbd.server.access import Access, Origin
 from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.captive import Captive
-from swiftnbd.server.config import ServerConfig, TcpAddress, TlsConfig
+from swiftnbd.server.config import OnEnd, ServerConfig, TcpAddress, TlsConfig
 from swiftnbd.server.hangup import Hangup
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.monitor import ConnectionStatus, Monitor
@@ -233,7 +233,10 @@ class Server:
         for negotiation in self._negotiations:
             negotiation.shut_down()
         for transmission in self._transmissions:
-            transmission.shut_down()
+            if self._config.on_end is OnEnd.CLOSE:
+                transmission.end()
+            else:
+                transmission.shut_down()
         await asyncio.gather(*self._connections, return_exceptions=True)
         if self._standard is not None:
             await self._standard.sent()

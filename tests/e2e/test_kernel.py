@@ -46,6 +46,24 @@ def test_file_system_survives_a_power_cut_of_client_and_server(
     disk.image_at_rest()
 
 
+def test_mounted_file_system_survives_a_restart_of_the_server(tmp_path: Path) -> None:
+    """With docs/systemd/nbd-reconnect.py, in the middle of writes and reads."""
+    backend = DirectoryBackend(tmp_path / "disks")
+    with launcher(backend, tmp_path) as launch:
+        closing = ("--on-end=close",)
+        disk = set_up_disk(backend, launch, OBJECTS, OBJECT_SIZE, False, extra=closing)
+        port = disk.server.port
+        machine = vm.Machine("reconnect", port=port, export=disk.container, seconds=6)
+        machine.wait_for("working")
+        assert disk.server.terminate() == 0, disk.server.log()
+        disk.server = launch(disk.container, extra=(*closing, "-p", str(port)))
+        machine.wait()
+        assert machine.passed() == vm.steps("reconnect"), machine.console
+        assert machine.console.count("nbd0: connected") >= 2
+        disk.wait_unlocked()
+        disk.image_at_rest()
+
+
 def test_block_device_of_a_kernel_client_does_what_block_devices_do(
     tmp_path: Path, certificates: Certificates
 ) -> None:

@@ -3,6 +3,7 @@
 
 import json
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.e2e.conftest import Disk, KiB, MiB, launcher, set_up_disk
 from tests.support.backends import DirectoryBackend
 from tests.support.certificates import Certificates
-from tests.support.clients import run
+from tests.support.clients import find, run
 
 OBJECTS, SIZE = 128, 64 * KiB
 
@@ -170,3 +171,23 @@ def test_read_only_export_stays_as_it_is(serve: Serve, image: Path, tmp_path: Pa
         run("qemu-img", "compare", "-F", "qcow2", "-f", "raw", uri, tmp_path / "copy")
     assert disk.backend.objects(disk.container) == stored
     run("qemu-img", "compare", "-F", "qcow2", "-f", "raw", image, tmp_path / "copy")
+
+
+def test_requests_of_qemu_outlast_a_restart_of_the_server(tmp_path: Path) -> None:
+    """Its reconnect-delay, under load; both servers have a part in it, and no request fails."""
+    backend = DirectoryBackend(tmp_path / "store")
+    closing = ("--on-end=close",)
+    with launcher(backend, tmp_path) as launch:
+        disk = set_up_disk(backend, launch, OBJECTS, SIZE, True, extra=closing)
+        port = str(disk.server.port)
+        node = {"driver": "nbd", "export": disk.container, "reconnect-delay": 60}
+        node["server"] = {"type": "inet", "host": "localhost", "port": port}
+        image = "json:" + json.dumps({"driver": "raw", "file": node})
+        bench = ["bench", "-w", "--pattern=9", "--flush-interval=64", "-c", "4096", "-d", "16"]
+        with subprocess.Popen([find("qemu-img"), *bench, "-s", "2048", image]) as qemu:
+            disk.server.wait_log("negotiated export")
+            assert disk.server.terminate() == 0, disk.server.log()
+            disk.server = launch(disk.container, strict=True, extra=(*closing, "-p", port))
+            assert qemu.wait(60) == 0
+        disk.server.wait_log("negotiated export")
+        assert disk.image_at_rest() == bytes([9]) * disk.size

@@ -11,7 +11,7 @@ from tests.support.server_process import script
 
 UNITS = Path(__file__).parents[2] / "docs/systemd"
 EXPOSURE_MAX = 3.0
-SERVICES = ("swiftnbd.service", "swiftnbd-attach@nbd0.service")
+SERVICES = ("swiftnbd.service", "swiftnbd-attach@nbd0.service", "swiftnbd-reconnect@nbd0.service")
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.name == "swiftnbd.service":
             assert text.count("/usr/bin/swiftnbd-server ") == 1
             text = text.replace("/usr/bin/swiftnbd-server", script("swiftnbd-server"))
+        text = text.replace("/usr/local/sbin/nbd-reconnect.py", str(UNITS / "nbd-reconnect.py"))
         (folder / path.name.replace("@.", "@nbd0.")).write_text(text)
     find("nbd-client")
     return folder
 
 
 def test_units_pass_systemds_check(folder: Path) -> None:
-    units = sorted(path.name for path in folder.iterdir() if path.suffix != ".sysusers")
-    assert len(units) == 4
+    others = (".sysusers", ".py")
+    units = sorted(path.name for path in folder.iterdir() if path.suffix not in others)
+    assert len(units) == 5
     paths = [f"./{name}" for name in units]
     done = run("systemd-analyze", "verify", "--man=no", *paths, cwd=folder)
     assert (done.stdout, done.stderr) == ("", "")

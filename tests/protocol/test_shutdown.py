@@ -9,6 +9,7 @@ import pytest
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
 from swiftnbd.server import server as server_module
 from swiftnbd.server import sockets, transmission
+from swiftnbd.server.config import OnEnd, ServerConfig, TcpAddress
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import (
@@ -202,6 +203,29 @@ async def test_stop_finishes_what_is_at_work_and_unlocks(store: GatedStore) -> N
         assert await soon(stopping) is True
         assert (store.part(0) or b"")[:4] == b"last"
         assert store.holder == ""
+
+
+async def test_server_that_closes_at_its_end_leaves_late_requests_to_the_next_one(
+    store: GatedStore,
+) -> None:
+    """Nothing of them is answered or done, what was at work before is."""
+    config = ServerConfig((TcpAddress(port=0),), on_end=OnEnd.CLOSE)
+    async with (
+        serving(*exports_of(store), config=config) as served,
+        await served.attached() as peer,
+    ):
+        gate = store.gate("put disk.part")
+        peer.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"last", cookie=1)
+        await gate.reached()
+        stopping = asyncio.create_task(served.server.stop())
+        await until(lambda: not served.server._listeners._servers)
+        peer.request(nbd.READ, 0, 4, cookie=2)
+        peer.request(nbd.WRITE, OBJECT, 4, data=b"late", cookie=3)
+        gate.open()
+        assert await peer.ended() == SIMPLE_REPLY + b"\1"
+        assert await soon(stopping) is True
+    assert (store.part(0) or b"")[:4] == b"last"
+    assert store.part(1) is None
 
 
 async def test_stop_ends_handshakes_and_connections_of_every_kind(store: GatedStore) -> None:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +31,13 @@ BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
 UNUSED_SECONDS_MAX = 7 * 24 * 3600
 PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync", "fallocate", "blkdiscard")
 MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
-SCRIPTS = ("init", "device", "outage", "page", "powercut", "recover", "roundtrip", "soak")
+SCRIPTS = (
+    *("init", "device", "outage", "page", "powercut", "reconnect", "recover", "roundtrip", "soak"),
+)
 
 _HERE = Path(__file__).parent
-_BUILD_VERSION = "3"  # change it when the build itself changes
+_RECONNECT = _HERE.parents[1] / "docs/systemd/nbd-reconnect.py"
+_BUILD_VERSION = "5"  # change it when the build itself changes
 
 
 def steps(script: str) -> list[str]:
@@ -183,6 +187,7 @@ def _fingerprint(kernel_name: str) -> str:
         digest.update((_HERE / f"vm_{name}.sh").read_bytes())
     for program in ("busybox", *PROGRAMS):
         digest.update(find(program).read_bytes())
+    digest.update(f"{sys.executable} {sys.version} {_RECONNECT.read_text()}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -194,6 +199,7 @@ def _build(root: Path, tree: Path, initramfs: Path) -> None:
     for program in map(find, PROGRAMS):
         _copy_program(program, tree)
     _copy_scripts(tree)
+    _copy_python(tree)
     _copy_modules(root, tree / "modules")
     _make_files(tree / "tree")
     part = initramfs.with_suffix(".part")
@@ -229,6 +235,10 @@ def _copy_program(program: Path, tree: Path) -> None:
     target = tree / "usr" / program.parent.name / program.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(program, target)
+    _copy_libraries(program, tree)
+
+
+def _copy_libraries(program: Path, tree: Path) -> None:
     listed = subprocess.run(
         ["ldd", str(program)], capture_output=True, text=True, check=True
     ).stdout
@@ -243,6 +253,29 @@ def _copy_scripts(tree: Path) -> None:
     (tree / "init").chmod(0o755)
     for name in SCRIPTS[1:]:
         shutil.copy(_HERE / f"vm_{name}.sh", tree / "scripts" / name)
+
+
+def _copy_python(tree: Path) -> None:
+    """This interpreter, with no more of its library than `_RECONNECT` imports, and a wrapper."""
+    code = (
+        "import encodings.idna, importlib.util as u, os, sys;"
+        "m = u.spec_from_file_location('m', sys.argv[1]);"
+        "m.loader.exec_module(u.module_from_spec(m)); print(os.__file__);"
+        "print(*{x.__file__ for x in sys.modules.values() if getattr(x, '__file__', 0)}, sep='\\n')"
+    )
+    python = Path(sys.executable).resolve()
+    files = run(str(python), "-I", "-S", "-c", code, str(_RECONNECT)).stdout.split()
+    for path in {python, *map(Path, files)}:
+        target = tree / str(path).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        if path == python or ".so" in path.name:
+            _copy_libraries(path, tree)
+    (Path(tree / str(Path(files[0]).parent).lstrip("/")) / "lib-dynload").mkdir(exist_ok=True)
+    shutil.copy(_RECONNECT, tree / "scripts" / _RECONNECT.name)
+    wrapper = tree / "bin/nbd-reconnect"
+    wrapper.write_text(f'#!/bin/busybox sh\nexec {python} -I -S /scripts/{_RECONNECT.name} "$@"\n')
+    wrapper.chmod(0o755)
 
 
 def _copy_modules(root: Path, target: Path) -> None:

@@ -145,10 +145,13 @@ def test_caps_on_connections() -> None:
 def test_mask_of_the_handshake(text: str, mask: int) -> None:
     seen: list[HandshakeOptions] = []
     command = click.command(handshake_options(lambda handshake: seen.append(handshake)))
-    flags = ["--mask-handshake", text, "--no-sr", "--handshake-timeout", "0.5"]
+    flags = ["--mask-handshake", text, "--no-sr", "--handshake-timeout", "0.5", "--on-end=close"]
     assert run(command, "prog", flags) == 0
     assert run(command, "prog", []) == 0
-    assert seen == [HandshakeOptions(0.5, True, mask), HandshakeOptions(10.0, False, 0xFFFF)]
+    assert seen == [
+        HandshakeOptions(0.5, True, mask, "close"),
+        HandshakeOptions(10.0, False, 0xFFFF, "refuse"),
+    ]
 
 
 @pytest.mark.parametrize(
