@@ -10,7 +10,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +26,8 @@ from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.presence import State
 from swiftnbd.export.settings import CacheMode, CacheSettings
 from swiftnbd.export.watch import break_lock, sight
-from swiftnbd.store.base import Buffer
-from swiftnbd.store.memory import MemoryStore
+from swiftnbd.store.base import Buffer, Store
+from swiftnbd.store.memory import MemoryAccount, MemoryStore
 from tests.model.oracle import TAGS_MAX, Change, Oracle
 from tests.support.disks import SIZE, TURNS, joined, name, turns
 from tests.support.faulty import (
@@ -112,8 +112,9 @@ class DiskMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.loop.set_debug(False)  # it would take most of the time
-        self.memory = MemoryStore("disk")
-        self.store = Faulty(self.memory, self._plan)
+        self.sound = self.sound_store()
+        self.store = Faulty(self.sound, self._plan)
+        self.is_set_up = False
         self.oracle = Oracle(DISK, UNIT)
         self.pending: list[Pending] = []
         self.gates: list[Gate] = []
@@ -125,6 +126,18 @@ class DiskMachine(RuleBasedStateMachine):
         self.folder: tempfile.TemporaryDirectory[str] | None = None  # of a disk cache
         self.synced = b""  # what a power cut leaves at least of its file
         self.failing: set[str] = set()  # what has gone wrong in the store since a rest
+
+    # The store, and the second witness
+
+    def sound_store(self) -> Store:
+        """What the faulty one is built on, without a container."""
+        self.account = MemoryAccount()
+        return MemoryStore("disk", self.account)
+
+    def stored(self) -> Mapping[str, bytes]:
+        """All objects, read without any of the code under test."""
+        objects = self.account.containers["disk"].objects
+        return {key: each.data for key, each in objects.items()}
 
     # Running
 
@@ -194,7 +207,8 @@ class DiskMachine(RuleBasedStateMachine):
             cache = replace(cache, disk_directory=folder, disk_bytes=LOCAL)
         self.cache = cache
         self.writes_through = cache.mode is CacheMode.WRITETHROUGH
-        self.run(self.memory.create_container(setup_metadata(Geometry(OBJECTS, SIZE))))
+        self.run(self.sound.create_container(setup_metadata(Geometry(OBJECTS, SIZE))))
+        self.is_set_up = True
         if filled:
             image = self.oracle.begin_change(0, DISK, 0)
             for index in range(OBJECTS):
@@ -237,11 +251,11 @@ class DiskMachine(RuleBasedStateMachine):
         path.write_bytes(left)
 
     def image(self) -> bytes:
-        """The second witness: what is stored, read without any of the code under test."""
-        objects = self.memory.account.containers["disk"].objects
+        """What the second witness says is on the disk."""
+        objects = self.stored()
         parts = [objects.get(name(index)) for index in range(OBJECTS)]
-        assert all(part is None or len(part.data) == SIZE for part in parts)
-        return b"".join(bytes(SIZE) if part is None else part.data for part in parts)
+        assert all(part is None or len(part) == SIZE for part in parts)
+        return b"".join(bytes(SIZE) if part is None else part for part in parts)
 
     # Requests
 
@@ -498,7 +512,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.oracle.crash()
         self.kept.clear()
         self.oracle.see_both(self.image())
-        self.run(_break_lock(self.memory))
+        self.run(_break_lock(self.sound))
         self._start()
 
     def _lose_lock(self) -> None:
@@ -571,7 +585,7 @@ class DiskMachine(RuleBasedStateMachine):
         image = self.image()
         self.oracle.see_both(image)
         assert joined(self.run(self.device.read(0, DISK))) == image
-        stored = self.memory.account.containers["disk"].objects
+        stored = self.stored()
         assert all(name(index) in stored for index in self.kept)
         self.run(turns(TURNS))
         assert self.device.dirty_bytes == 0
@@ -581,14 +595,14 @@ class DiskMachine(RuleBasedStateMachine):
 
     @invariant()
     def cache_is_bounded(self) -> None:
-        if self.memory.account.containers:
+        if self.is_set_up:
             assert self.device.cached_bytes <= CACHED * SIZE
 
     @invariant()
     def presence_is_right(self) -> None:
         """But for objects that are being changed, of which it may be right."""
-        if self.memory.account.containers:
-            stored = self.memory.account.containers["disk"].objects
+        if self.is_set_up:
+            stored = self.stored()
             objects = self.device._disk.objects
             for index in range(OBJECTS):
                 state = objects.presence.get(index)
@@ -598,20 +612,20 @@ class DiskMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.memory.account.containers and not self.lock_is_lost:
+            if self.is_set_up and not self.lock_is_lost:
                 self.change_clients()
                 self.check()
                 self.run(self.export.detach())
                 assert not self.export.attached
         finally:
-            if self.memory.account.containers:  # else hypothesis gave up before `set_up`
+            if self.is_set_up:  # else hypothesis gave up before `set_up`
                 self._end_all_tasks()
             self.loop.close()
             if self.folder is not None:
                 self.folder.cleanup()
 
 
-async def _break_lock(store: MemoryStore) -> None:
+async def _break_lock(store: Store) -> None:
     """As ``swiftnbd-ctl unlock`` does; this very process made it, so it does not count as dead."""
     await break_lock(store, "unlock:1@1700000000", await sight(store))
 
