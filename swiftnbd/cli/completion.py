@@ -6,6 +6,7 @@ in them completes nothing: the command itself will say what is wrong.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -35,6 +36,49 @@ def complete_container(
     except (SwiftnbdError, OSError):
         return []
     return [CompletionItem(each) for each in names if each.startswith(incomplete)]
+
+
+def complete_argument(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """What the server serves: plugins and containers first, then the keys of a plugin."""
+    from click.shell_completion import CompletionItem
+
+    from swiftnbd.cli.finding import PLUGINS, names
+
+    before = ctx.params.get("arguments") or ()
+    logging.disable(logging.CRITICAL)
+    if before and (found := _keys(before[0], ctx.params.get("filters") or ())):
+        return [CompletionItem(each) for each in found if each.startswith(incomplete)]
+    plugins = [] if before else [each for each in names(PLUGINS) if each.startswith(incomplete)]
+    containers = complete_container(ctx, param, incomplete)
+    return [*(CompletionItem(each) for each in plugins), *containers]
+
+
+def complete_filter(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """The names of filters that begin so."""
+    from click.shell_completion import CompletionItem
+
+    from swiftnbd.cli.finding import FILTERS, names
+
+    return [CompletionItem(each) for each in names(FILTERS) if each.startswith(incomplete)]
+
+
+def _keys(plugin: str, filters: Sequence[str]) -> list[str]:
+    """``KEY=`` of a plugin and its filters; nothing if it is none."""
+    from swiftnbd.api.parameters import parameters_of
+    from swiftnbd.cli.finding import SWIFT, find_filter, find_plugin
+
+    try:
+        kind = None if plugin == SWIFT else find_plugin(plugin)
+        if kind is None:
+            return []
+        kinds = [kind, *(find_filter(each) for each in filters)]
+    except SwiftnbdError:
+        return []
+    return [f"{each.key}=" for one in kinds for each in parameters_of(one)]
 
 
 def _names(secrets: str | None, url: str) -> list[str]:

@@ -13,6 +13,8 @@ from enum import Enum
 from math import inf
 from typing import Any
 
+from swiftnbd.api.parameters import shown_values
+from swiftnbd.api.plugin import FilterPlugin, Plugin
 from swiftnbd.cli.networks import rule_text
 from swiftnbd.cli.plan import Plan, outages_of
 from swiftnbd.server.access import Access
@@ -63,15 +65,24 @@ def _server(plan: Plan) -> dict[str, Any]:
 
 
 def _export(plan: Plan, export: ExportConfig) -> dict[str, Any]:
-    return {
+    values = {
         "read_only": export.read_only,
         "multi_conn": export.multi_conn,
         "tls_only": plan.is_tls_only(export.name),
         "access": _access(export.access),
+        "filters": [_told(each.name, each.filter) for each in export.filters],
+    }
+    if export.plugin is not None:
+        return values | {"plugin": _told(export.plugin.name, export.plugin.plugin)}
+    return values | {
         "cache": asdict(plan.cache_of(export)),
         "outages": asdict(outages_of(export, plan.server.outages)),
         "login": None if export.login is None else _login(export.login),
     }
+
+
+def _told(name: str, made: Plugin | FilterPlugin) -> dict[str, Any]:
+    return {"name": name, **shown_values(made)}
 
 
 def _login(login: LoginSettings | BucketSettings) -> Mapping[str, Any]:

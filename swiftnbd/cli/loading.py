@@ -58,6 +58,7 @@ class Loader:
         self.coming: dict[str, BaseExport] = {}
         self.is_later = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._order: list[str] = []
         self._undecided: set[str] = set()
         self._told: set[str] = set()
@@ -86,6 +87,21 @@ class Loader:
         del self.coming[name]
         self._tasks.pop(name).cancel()
 
+    def drop(self, export: BaseExport) -> None:
+        """Serve one no more that is ready and idle, and let go of what it still holds."""
+        export.retire()
+        del self.ready[export.name]
+        task = asyncio.get_running_loop().create_task(self._let_go(export))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _let_go(self, export: BaseExport) -> None:
+        about(export=export.name)
+        try:
+            await export.shut_down()
+        except SwiftnbdError as error:
+            log.error("%s: %s", export.name, error)
+
     def put_in_order(self, names: Sequence[str]) -> None:
         """Let those of ``names`` be in this order."""
         self._order = [*names, *(name for name in self._order if name not in names)]
@@ -94,7 +110,9 @@ class Loader:
         """Load no more."""
         for task in self._tasks.values():
             task.cancel()
-        results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        results = await asyncio.gather(
+            *self._tasks.values(), *self._leaving, return_exceptions=True
+        )
         for result in results:
             if isinstance(result, Exception):
                 log.error("loading an export failed", exc_info=result)

@@ -13,6 +13,7 @@ import click
 
 from swiftnbd import __version__
 from swiftnbd.cli.completion import complete_file
+from swiftnbd.cli.devices import make
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.login import NO_URL, LoginKeys, check_url
 from swiftnbd.cli.login_options import DIRECTORY_SCHEME, LoginFlags, login_options
@@ -56,13 +57,21 @@ class SharedOptions:
             check_url(url)
         return auth
 
-    def exports(self, auth: AuthConfig, names: Sequence[str] = ()) -> tuple[ExportConfig, ...]:
-        """The containers of these ``names``, or all there are to work on; at least one."""
+    def exports(
+        self, auth: AuthConfig, names: Sequence[str] = (), *, made: bool = False
+    ) -> tuple[ExportConfig, ...]:
+        """The containers of these ``names``, or all there are to work on; at least one.
+
+        ``made``: also what plugins make, and with filters; else there are containers only.
+        """
         sections = self._sections(auth, needed=not names)
         if names:
-            return tuple(self._export(auth, sections, name) for name in dict.fromkeys(names))
+            return tuple(self._export(auth, sections, name, made) for name in dict.fromkeys(names))
         if sections is not None:
-            return tuple(self._with_login(auth, section) for section in sections.values())
+            found = [each for each in sections.values() if made or each.wanted.plugin is None]
+            if not found:
+                raise ConfigError("the secrets file names no container, only what plugins make")
+            return tuple(self._of_section(auth, section, made) for section in found)
         exports = self._all(auth)
         if not exports:
             folder = auth.directory
@@ -119,15 +128,31 @@ class SharedOptions:
         # who names a file does not mean whatever happens to be in the environment
         return has_login(self.login.keys(), os.environ, ambient=self.secrets is None)
 
+    def is_export(self, auth: AuthConfig, name: str) -> bool:
+        """Whether a section, or a container in the folder, has this name."""
+        if auth.directory is not None and self.secrets is None:
+            from swiftnbd.store.directory import containers
+
+            return name in containers(auth.directory)
+        if not self.has_secrets:
+            return False
+        try:
+            sections = load_secrets(self.secrets or SECRETS_FILE_DEFAULT)
+        except ConfigError:
+            if self.secrets is not None:
+                raise
+            return False  # a file that nobody named; who needs it will be told
+        return any(section.export.name == name for section in sections)
+
     def _export(
-        self, auth: AuthConfig, sections: dict[str, Section] | None, name: str
+        self, auth: AuthConfig, sections: dict[str, Section] | None, name: str, made: bool
     ) -> ExportConfig:
         try:
             check_container_name(name)
         except StoreError as error:
             raise ConfigError(str(error)) from None
         if sections is not None and name in sections:
-            return self._with_login(auth, sections[name])
+            return self._of_section(auth, sections[name], made)
         if auth.directory is None and self._has_login():
             return self._with_login(
                 auth, Section(ExportConfig(name), _nothing(f"the login for {name}"))
@@ -137,8 +162,21 @@ class SharedOptions:
             raise ContainerMissing(f"{name} not found in {path}: add a section [{name}]")
         return ExportConfig(name)
 
+    def _of_section(self, auth: AuthConfig, section: Section, made: bool) -> ExportConfig:
+        if not made:
+            if section.wanted.plugin is not None:
+                name = section.export.name
+                raise ConfigError(f"{name} is made by a plugin: there is no container")
+            return self._with_login(auth, section)
+        try:
+            plugin, filters = make(section.wanted)
+        except ConfigError as error:
+            raise ConfigError(f"{section.login.where}: {error}") from None
+        export = replace(section.export, plugin=plugin, filters=filters)
+        return self._with_login(auth, replace(section, export=export))
+
     def _with_login(self, auth: AuthConfig, section: Section) -> ExportConfig:
-        if auth.directory is not None:
+        if auth.directory is not None or section.export.plugin is not None:
             return section.export
         return replace(section.export, login=login_of(section.login, self.login.keys(), os.environ))
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """From the server's flags, and the files that they name, to all that it is to do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from swiftnbd.cli.accounts import account_of
 from swiftnbd.cli.cache import CacheOptions, check_folder
+from swiftnbd.cli.devices import Wanted, is_pair, make, pairs
+from swiftnbd.cli.finding import SWIFT, find_plugin, plugin_name
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.outages import OutageOptions
 from swiftnbd.cli.process_options import PID_FILE_DEFAULT, ProcessOptions
@@ -59,7 +62,7 @@ class Flags:
     outage: OutageOptions
     handshake: HandshakeOptions
     process: ProcessOptions
-    containers: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     def plan(
         self,
@@ -74,8 +77,11 @@ class Flags:
         Raises ConfigError and ContainerMissing.
         """
         auth = self.options.auth()
-        exports = self.serving.exports(self.options.exports(auth, self.containers))
-        longest = max(outages_of(export, self.outage.settings).seconds for export in exports)
+        exports = self.serving.exports(self._exports(auth))
+        longest = max(
+            (outages_of(each, self.outage.settings).seconds for each in exports if not each.plugin),
+            default=0.0,
+        )
         plan = Plan(
             ServerConfig(
                 addresses,
@@ -112,6 +118,28 @@ class Flags:
             if folder is not None:
                 check_folder(folder)
         return plan
+
+    def _exports(self, auth: AuthConfig) -> tuple[ExportConfig, ...]:
+        """What the arguments name: a plugin and what it is told, or containers."""
+        words, filters = list(self.arguments), self.serving.filters
+        if words and self._names_plugin(auth, words):
+            plugin, *rest = words
+            made, above = make(Wanted(plugin, filters, pairs(rest)))
+            name = self.serving.default_export or plugin_name(plugin)
+            return (ExportConfig(name, plugin=made, filters=above),)
+        if words[:1] == [SWIFT] and not self.options.is_export(auth, SWIFT):
+            del words[0]
+        said = [word for word in words if is_pair(word)] if filters else []
+        names = [word for word in words if word not in said]
+        exports = self.options.exports(auth, names, made=True)
+        _, above = make(Wanted(None, filters, pairs(said)))
+        return tuple(replace(each, filters=above + each.filters) for each in exports)
+
+    def _names_plugin(self, auth: AuthConfig, words: Sequence[str]) -> bool:
+        """Whether a plugin is meant. If all words are names of containers, these are meant."""
+        if words[0] == SWIFT or find_plugin(words[0]) is None:
+            return False
+        return not all(self.options.is_export(auth, word) for word in words)
 
 
 def outages_of(export: ExportConfig, settings: OutageSettings) -> OutageSettings:

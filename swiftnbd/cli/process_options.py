@@ -58,6 +58,7 @@ class ProcessOptions:
     log_format: str
     slow_seconds: float
     dump_config: bool
+    dump_plugin: bool
     http: TcpAddress | None
 
     @property
@@ -138,6 +139,12 @@ process_options = flag_group(
         is_flag=True,
         help="Print what all flags, files and variables add up to, for each export and without "
         "secrets, as JSON; serve nothing.",
+    ),
+    _process(
+        "--dump-plugin",
+        is_flag=True,
+        help="Print what there is to know of PLUGIN, as lines of KEY=VALUE, or of the filters, or "
+        "which plugins there are; serve nothing.",
     ),
     _process(
         "--http",

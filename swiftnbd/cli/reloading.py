@@ -81,8 +81,12 @@ class Reloader:
         loader.add(new)
 
     def _change(self, old: BaseExport, new: BaseExport) -> None:
-        old.change(new)
-        self._loader.check(old)
+        if type(old) is type(new):
+            old.change(new)
+            self._loader.check(old)
+        else:  # a container of a name that a plugin had, or the reverse
+            self._loader.drop(old)
+            self._loader.add(new)
 
     def _remove_others(self) -> None:
         loader = self._loader
@@ -94,6 +98,5 @@ class Reloader:
                 log.info("%s: in use, so it is removed when its client has left", export.name)
 
     def _remove(self, export: BaseExport) -> None:
-        export.retire()
-        del self._loader.ready[export.name]
+        self._loader.drop(export)
         log.info("%s: removed", export.name)

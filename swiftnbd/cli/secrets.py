@@ -10,10 +10,12 @@ import configparser
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from swiftnbd.cli.cache import CACHE_SETTINGS
+from swiftnbd.cli.devices import Wanted
+from swiftnbd.cli.finding import SWIFT
 from swiftnbd.cli.login import LOGIN_KEYS, SECRET_KEYS, LoginKeys
 from swiftnbd.cli.networks import NAMES, parse_rules
 from swiftnbd.cli.outages import OUTAGE_SETTINGS
@@ -26,19 +28,9 @@ from swiftnbd.store.checks import check_container_name
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
 SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 
-_KNOWN = (
-    CACHE_SETTINGS.keys
-    | OUTAGE_SETTINGS.keys
-    | LOGIN_KEYS
-    | {
-        "read-only",
-        "multi-conn",
-        "allow",
-        "deny",
-        "tls",
-        "authurl",
-    }
-)
+# What a section of any kind can have. With a plugin, all else is what the plugin is told.
+_COMMON = frozenset({"plugin", "filters", "read-only", "multi-conn", "allow", "deny", "tls"})
+_KNOWN = CACHE_SETTINGS.keys | OUTAGE_SETTINGS.keys | LOGIN_KEYS | _COMMON | {"authurl"}
 _WORDS = {"1": True, "yes": True, "true": True, "on": True} | {
     "": False,  # as if the key was not there
     "0": False,
@@ -52,10 +44,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One container of the file, and what it says of its login."""
+    """One container of the file, and what it says of its login; or one of a plugin, or behind
+    filters, and what these are told."""
 
     export: ExportConfig
     login: LoginKeys
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 def load_secrets(path: str) -> tuple[Section, ...]:
@@ -113,6 +107,8 @@ def _report_keys(path: str, parser: configparser.RawConfigParser) -> None:
     defaults = parser.defaults()
     for section in ("DEFAULT", *parser.sections()):
         keys = defaults if section == "DEFAULT" else set(parser[section]) - set(defaults)
+        if section != "DEFAULT" and {"plugin", "filters"} & set(parser[section]):
+            continue  # what is unknown there is an error
         for key in sorted(keys):
             if key == "authurl":
                 log.warning("%s: authurl of [%s] is deprecated and ignored", path, section)
@@ -122,6 +118,7 @@ def _report_keys(path: str, parser: configparser.RawConfigParser) -> None:
 
 def _section(path: str, section: configparser.SectionProxy) -> Section:
     name = section.name
+    wanted = _wanted(section)
     try:
         check_container_name(name)
     except StoreError as error:
@@ -132,11 +129,33 @@ def _section(path: str, section: configparser.SectionProxy) -> Section:
         multi_conn=_word(path, section, "multi-conn", default=True),
         access=Access(_rules(path, section, "allow"), _rules(path, section, "deny")),
         tls_only=_tls_only(path, section),
-        cache=_settings(path, section, CACHE_SETTINGS),
-        outages=_settings(path, section, OUTAGE_SETTINGS),
+        cache={} if wanted.plugin else _settings(path, section, CACHE_SETTINGS),
+        outages={} if wanted.plugin else _settings(path, section, OUTAGE_SETTINGS),
     )
     login = {key: section[key] for key in sorted(LOGIN_KEYS & set(section))}
-    return Section(export, LoginKeys(login, f"{path}: [{name}]"))
+    return Section(export, LoginKeys(login, f"{path}: [{name}]"), wanted)
+
+
+def _wanted(section: configparser.SectionProxy) -> Wanted:
+    """The plugin and the filters of a section, and what they are told."""
+    plugin = section.get("plugin", "").strip() or None
+    if plugin == SWIFT:
+        plugin = None
+    filters = tuple(each.strip() for each in section.get("filters", "").split(",") if each.strip())
+    if plugin is None and not filters:
+        return Wanted()
+    others = _KNOWN if plugin is None else _COMMON
+    defaults = section.parser.defaults()
+    return Wanted(
+        plugin,
+        filters,
+        # what the file says to all sections is meant for those that know it
+        tuple(
+            (key, text)
+            for key, text in section.items()
+            if key not in others and text != defaults.get(key)
+        ),
+    )
 
 
 def _settings(path: str, section: configparser.SectionProxy, table: SettingTable) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import click
 from swiftnbd.cli import run
 from swiftnbd.cli.activation import take_handed_over, take_service_manager
 from swiftnbd.cli.cache import CacheOptions, cache_options
+from swiftnbd.cli.completion import complete_argument
 from swiftnbd.cli.dump import dumped
 from swiftnbd.cli.exits import EPILOG, Exit
-from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.cli.outages import OutageOptions, outage_options
 from swiftnbd.cli.plan import Flags, Plan, outages_of
+from swiftnbd.cli.plugin_help import ServerCommand, dumped_plugin
 from swiftnbd.cli.process_options import ProcessOptions, process_options
 from swiftnbd.cli.server_options import (
     ExportOptions,
@@ -46,7 +47,7 @@ from swiftnbd.server.descriptors import connections_possible, raise_limit
 from swiftnbd.server.privileges import Account, become
 
 if TYPE_CHECKING:
-    from swiftnbd.export.export import Export
+    from swiftnbd.export.base import BaseExport
     from swiftnbd.server.captive import Captive
     from swiftnbd.server.listeners import Place
     from swiftnbd.store.base import Store
@@ -59,7 +60,7 @@ Detach = Callable[[], None]
 
 
 @click.command(
-    cls=GroupedCommand,
+    cls=ServerCommand,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -72,7 +73,12 @@ Detach = Callable[[], None]
 @outage_options
 @handshake_options
 @process_options
-@click.argument("containers", nargs=-1, metavar="[CONTAINER]...")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[CONTAINER]... | PLUGIN [KEY=VALUE]...",
+    shell_complete=complete_argument,
+)
 def server(
     options: SharedOptions,
     listen: ListenOptions,
@@ -83,18 +89,23 @@ def server(
     outage: OutageOptions,
     handshake: HandshakeOptions,
     process: ProcessOptions,
-    containers: tuple[str, ...],
+    arguments: tuple[str, ...],
 ) -> int:
     """Export OpenStack Swift containers as NBD block devices: these, or all of the secrets file.
 
+    Or what a PLUGIN makes, a name or a Python file: PLUGIN --help says what it takes.
+
     Prints the NBD URI of each export when it is ready, and only then detaches.
     """
+    if process.dump_plugin:
+        click.echo(dumped_plugin(arguments, serving.filters))
+        return Exit.DONE
     handed_over = take_handed_over(os.environ)
     manager = take_service_manager(os.environ)
     addresses = listen.addresses(handed_over)
     flags = Flags(
         *(options, listen, serving, caching, encryption, locking, outage, handshake, process),
-        containers,
+        arguments,
     )
     is_captive = bool(listen.single or listen.run or handed_over)
     if process.dump_config:
@@ -158,7 +169,7 @@ async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
             sys.stdout.flush()
         detach()
 
-    def make(export: ExportConfig) -> "Export":
+    def make(export: ExportConfig) -> "BaseExport":
         return new_export(plan, export, open_store)
 
     def open_store(export: ExportConfig) -> "Store":
@@ -170,7 +181,8 @@ async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
     ):
         captive = partial(_captive, plan, tuple(exports.ready)) if plan.command else None
         config = with_room(plan.server, len(plan.exports))
-        traffic = stores.traffic if plan.auth.directory is None else None
+        uses_swift = plan.auth.directory is None and not all(each.plugin for each in plan.exports)
+        traffic = stores.traffic if uses_swift else None
         server = Server(exports.ready, config, exports.coming, traffic)
         reloader = Reloader(plan, read, make, exports, server)
         serves_one = plan.command or config.connection  # and ends with it
@@ -179,11 +191,24 @@ async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
 
 def new_export(
     plan: Plan, config: ExportConfig, open_store: "Callable[[ExportConfig], Store]"
-) -> "Export":
+) -> "BaseExport":
     """An export as the flags and its section say, not loaded yet."""
+    from swiftnbd.export.device_export import DeviceExport
     from swiftnbd.export.export import Export
     from swiftnbd.metrics import Counters
 
+    counters = Counters(slow_seconds=plan.server.slow_seconds)
+    filters = tuple(each.filter for each in config.filters)
+    if config.plugin is not None:
+        return DeviceExport(
+            config.name,
+            config.plugin.plugin,
+            filters,
+            read_only=config.read_only,
+            multi_conn=config.multi_conn,
+            tls_only=config.tls_only,
+            counters=counters,
+        )
     return Export(
         config.name,
         open_store(config),
@@ -195,7 +220,8 @@ def new_export(
         takeover=plan.server.takeover,
         outages=outages_of(config, plan.server.outages),
         origin=config.origin(plan.auth),
-        counters=Counters(slow_seconds=plan.server.slow_seconds),
+        filters=filters,
+        counters=counters,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from swiftnbd.cli.completion import complete_container
+from swiftnbd.cli.completion import complete_container, complete_filter
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.networks import parse_rules
 from swiftnbd.errors import ConfigError
@@ -180,6 +180,7 @@ class ExportOptions:
     deny: tuple[Rule, ...]
     max_connections: int
     max_connections_per_address: int
+    filters: tuple[str, ...]
 
     def exports(self, found: tuple[ExportConfig, ...]) -> tuple[ExportConfig, ...]:
         """The exports as these flags change them. ConfigError if the default is none of them."""
@@ -242,6 +243,15 @@ export_options = flag_group(
         default=ServerConfig().connections_per_address_max,
         show_default=True,
         help="How many of them from one address (one IPv6 network of 64 bits).",
+    ),
+    _export(
+        "--filter",
+        "filters",
+        metavar="NAME",
+        multiple=True,
+        shell_complete=complete_filter,
+        help="Put a filter in front: its name, or a Python file. Given again, requests come to "
+        "the first one first. KEY=VALUE arguments tell it what to do.",
     ),
 )
 

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from swiftnbd.api.threads import Threads
 from swiftnbd.export.slot_file import (
     ETAG_BYTES_MAX,
     RECORD_BYTES,
@@ -40,7 +41,6 @@ from swiftnbd.export.slot_file import (
     records,
     same_block,
 )
-from swiftnbd.export.threads import Threads
 from swiftnbd.store.base import Buffer
 
 READERS = 2  # threads: a read is the disk's time and 40 us of SHA-256 without Python's lock

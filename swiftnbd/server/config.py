@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from swiftnbd.api.plugin import FilterPlugin, Plugin
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.server.access import Access
@@ -44,8 +45,25 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginConfig:
+    """A plugin that is told what to do, and the name it was found by."""
+
+    name: str
+    plugin: Plugin
+
+
+@dataclass(frozen=True, slots=True)
+class FilterConfig:
+    """A filter likewise."""
+
+    name: str
+    filter: FilterPlugin
+
+
+@dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """One container to work on; ``login`` is None for the directory store only.
+    """One container to work on, or what a ``plugin`` makes, behind ``filters``, the first one
+    asked first. ``login`` is None for plugins and for the directory store.
 
     ``cache`` and ``outages`` are the fields of `CacheSettings` and `OutageSettings` in which it
     differs from the server's.
@@ -59,6 +77,8 @@ class ExportConfig:
     tls_only: bool = False
     cache: Mapping[str, Any] = field(default_factory=dict)
     outages: Mapping[str, Any] = field(default_factory=dict)
+    plugin: PluginConfig | None = None
+    filters: tuple[FilterConfig, ...] = ()
 
     def origin(self, auth: AuthConfig) -> str:
         """Where it is: what tells it from other containers of its name. No secret is in it."""

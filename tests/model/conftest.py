@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """In place of `swiftnbd.export.threads.Threads`: work is done in turns of the event loop.
+    """In place of `swiftnbd.api.threads.Threads`: work is done in turns of the event loop.
 
     So what happens when is decided by the seed, and by no clock.
     """

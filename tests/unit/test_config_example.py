@@ -3,6 +3,7 @@ import shutil
 from ipaddress import ip_network
 from pathlib import Path
 
+from swiftnbd.cli.devices import Wanted
 from swiftnbd.cli.login import LoginKeys
 from swiftnbd.cli.secrets import load_secrets
 from swiftnbd.cli.sources import login_of
@@ -27,7 +28,8 @@ def test_example_is_valid(tmp_path: Path) -> None:
     )
     path.write_text(uncommented)
     access = Access((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), (frozenset(Family),))
-    first, *others = load_secrets(str(path))
+    first, *others, scratch = load_secrets(str(path))
+    assert scratch.wanted == Wanted("memory", ("through",), (("size", "1G"),))
     assert first.export == ExportConfig(
         "container_name",
         read_only=True,

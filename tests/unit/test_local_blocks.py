@@ -590,7 +590,7 @@ async def test_exports_share_a_folder_and_no_block(tmp_path: Path) -> None:
 def test_thread_that_hangs_does_not_keep_the_process_from_ending() -> None:
     program = """
 import asyncio, threading
-from swiftnbd.export.threads import Threads
+from swiftnbd.api.threads import Threads
 
 async def main():
     hung = Threads(1, "hung").run(threading.Event().wait)

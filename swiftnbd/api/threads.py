@@ -40,6 +40,19 @@ class Threads:
         self._jobs.put(_Job(loop, future, work, arguments))
         return future
 
+    async def call(self, work: Callable[..., T], *arguments: Any) -> T:
+        """`run` for what changes something: who is cancelled waits until it is done.
+
+        So nothing happens any more when a request that was given up has ended.
+        """
+        future = self.run(work, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            future.exception()  # seen: nobody is left to be told
+            raise
+
     def stop(self) -> None:
         """End them when all that was given to them is done."""
         for _ in self._threads:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Plugins and filters by the names that users give: ours, those of other packages, files.
+
+Ours are the modules of `swiftnbd.plugins` and `swiftnbd.filters`, found by their names, which takes
+no time. Others are entry points (``swiftnbd.plugins``, ``swiftnbd.filters``), looked at only for a
+name that is none of ours.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+from swiftnbd.api.plugin import API_VERSION, FilterPlugin, Plugin
+from swiftnbd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+T = TypeVar("T")
+
+SWIFT = "swift"  # what is served without a plugin, by a name that says so
+PLUGINS = "swiftnbd.plugins"  # our package, and the group of entry points
+FILTERS = "swiftnbd.filters"
+
+
+def find_plugin(name: str) -> type[Plugin] | None:
+    """The plugin of a name or a file; None if there is none of that name.
+
+    Raises `ConfigError` if there is one that cannot be used.
+    """
+    if name == SWIFT:
+        raise ConfigError(f"{SWIFT} is what is served without a plugin: give containers after it")
+    return _find(name, Plugin, PLUGINS)  # type: ignore[type-abstract]
+
+
+def find_filter(name: str) -> type[FilterPlugin]:
+    """The filter of a name or a file. Raises `ConfigError`."""
+    found = _find(name, FilterPlugin, FILTERS)  # type: ignore[type-abstract]
+    if found is None:
+        raise ConfigError(f"there is no filter {name!r}; there are: {', '.join(names(FILTERS))}")
+    return found
+
+
+def names(group: str) -> list[str]:
+    """All names there are of ``PLUGINS`` or ``FILTERS``."""
+    others = (entry.name for entry in _entry_points(group))
+    return sorted({*own_names(group), *others, *([SWIFT] if group == PLUGINS else [])})
+
+
+def own_names(group: str) -> list[str]:
+    """Those that are ours."""
+    package = importlib.import_module(group)
+    return [each.name.replace("_", "-") for each in pkgutil.iter_modules(package.__path__)]
+
+
+def plugin_name(name: str) -> str:
+    """What an export is called that nobody has named."""
+    return Path(name).stem if is_file(name) else name
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file: with a slash in it, or with .py at its end."""
+    return "/" in name or name.endswith(".py")
+
+
+def _find(name: str, kind: type[T], group: str) -> type[T] | None:
+    if is_file(name):
+        path = Path(name).expanduser().absolute()
+        try:
+            module = _load(path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise ConfigError(f"{name}: {error.strerror}") from None
+        return _defined_in(module, kind, name)
+    if name in own_names(group):
+        module = importlib.import_module(f"{group}.{name.replace('-', '_')}")
+        return _defined_in(module, kind, name)
+    entry = next((each for each in _entry_points(group) if each.name == name), None)
+    if entry is None:
+        return None
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise ConfigError(f"{name}, of {entry.value}, cannot be loaded: {error!r}") from error
+    return _checked(found, kind, name)
+
+
+def _entry_points(group: str) -> "EntryPoints":
+    from importlib.metadata import entry_points  # late: it reads the metadata of all packages
+
+    return entry_points(group=group)
+
+
+@functools.lru_cache(maxsize=64)  # a file that did not change is the same when it is read again
+def _load(path: Path, mtime_ns: int) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"swiftnbd_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file: its name has no .py at its end")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    try:
+        spec.loader.exec_module(module)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be loaded: {_where(error, path)}{error!r}") from error
+    return module
+
+
+def _where(error: Exception, path: Path) -> str:
+    """The line of a file that an error came from, if it is known."""
+    lines = [each.lineno for each in traceback.extract_tb(error.__traceback__)
+             if each.filename == os.fspath(path)]  # fmt: skip
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _defined_in(module: ModuleType, kind: type[T], name: str) -> type[T]:
+    """The one class of this kind that a module defines for others."""
+    found = [
+        each
+        for each in vars(module).values()
+        if inspect.isclass(each)
+        and issubclass(each, kind)
+        and each.__module__ == module.__name__
+        and not each.__name__.startswith("_")
+        and not inspect.isabstract(each)
+    ]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{name} defines {len(found)} classes of the kind {kind.__name__}, and should one"
+        )
+    return _checked(found[0], kind, name)
+
+
+def _checked(found: type[T], kind: type[T], name: str) -> type[T]:
+    if not (inspect.isclass(found) and issubclass(found, kind)):
+        raise ConfigError(f"{name} is no class of the kind {kind.__name__}")
+    if "__dataclass_fields__" not in vars(found):
+        raise ConfigError(f"{name}: {found.__name__} is no dataclass: write @dataclass before it")
+    version = getattr(found, "api_version", 0)
+    if not 1 <= version <= API_VERSION:
+        raise ConfigError(
+            f"{name} is written for version {version} of the interface; this is {API_VERSION}"
+        )
+    return found
