@@ -97,7 +97,8 @@ class Monitor:
     def _store(self) -> dict[str, Any]:
         traffic = self.traffic
         if traffic is None:
-            return {"kind": "directory"}
+            stored = any(each.cache_bytes_max is not None for each in self.exports.values())
+            return {"kind": "directory" if stored else "none"}
         return {
             "kind": "swift",
             "trouble_seconds": traffic.trouble_seconds,

@@ -247,3 +247,20 @@ def test_hostile_name_is_only_text(browser: Browser, server: ServerProcess) -> N
         expect(link).to_have_attribute("aria-current", "true")
         page.locator("#list a", has_text=re.compile("^disk")).click()
         expect(page.locator("#name")).to_have_text("disk")
+
+
+def test_export_of_a_plugin_has_neither_cache_nor_map(browser: Browser, tmp_path: Path) -> None:
+    server = ServerProcess("--http", "0", "memory", "64M", workdir=tmp_path)
+    try:
+        server.wait_ready("memory")
+        with quiet_page(browser, url_of(server)) as page:
+            expect(page.locator("#facts")).to_have_text("64 MiB")
+            expect(page.locator("#state")).to_have_text("idle")
+            expect(page.locator("#t-throughput")).to_be_visible()
+            expect(page.locator("#t-cache")).to_be_hidden()
+            expect(page.locator("#t-map")).to_be_hidden()
+            metrics = page.request.get(f"{url_of(server)}metrics").text()
+            assert 'swiftnbd_export_size_bytes{export="memory"} 6.7108864e+07' in metrics
+            assert "swiftnbd_cache_bytes{" not in metrics
+    finally:
+        server.finish()

@@ -449,9 +449,9 @@
     const requests = sum("reads") + sum("writes") + sum("others");
     figure("f-requests", [Math.round(requests).toLocaleString("en"), "/s"]);
     figure("f-slow", seconds(slow.length ? Math.max(...slow) : null));
-    figure("f-dirty", scaled(status.exports.reduce((total, each) => total + each.dirty_bytes, 0)));
+    figure("f-dirty", scaled(status.exports.reduce((total, each) => total + (each.dirty_bytes ?? 0), 0)));
     const store = status.store;
-    figure("f-store", store.kind !== "swift" ? ["Folder", ""]
+    figure("f-store", store.kind === "none" ? ["–", ""] : store.kind !== "swift" ? ["Folder", ""]
       : store.trouble_seconds !== null ? ["Failing", duration(store.trouble_seconds)]
       : ["Swift", store.under_way ? `${store.under_way} under way` : "well"]);
   }
@@ -488,14 +488,24 @@
     const each = status.exports.find((one) => one.name === chosen);
     put("name", visible(each.name));
     pill($("state"), STATES[each.state]);
-    const facts = [inBytes(each.size_bytes), `objects of ${inBytes(each.object_bytes)}`];
-    if (each.read_only) facts.push("read-only, takes no lock");
+    const facts = [inBytes(each.size_bytes)];
+    if (each.object_bytes !== null) facts.push(`objects of ${inBytes(each.object_bytes)}`);
+    if (each.read_only) facts.push(each.object_bytes === null ? "read-only" : "read-only, takes no lock");
     else if (each.holder) facts.push(`locked as ${visible(each.holder.replace(/@\d+$/, ""))}`);
     if (each.lease_seconds !== null) facts.push(`lock good for ${duration(each.lease_seconds)}`);
     if (each.errors) facts.push(`${plural(each.errors, "request")} failed so far`);
     put("facts", facts.join(" · "));
 
-    const limit = each.cache_limit_bytes, share = (bytes) => `${Math.min(100, 100 * bytes / limit)}%`;
+    renderCache(each);
+    renderClients(each);
+  }
+
+  // What a plugin makes has no cache and no objects
+  function renderCache(each) {
+    const limit = each.cache_limit_bytes;
+    for (const id of ["t-cache", "t-map"]) $(id).closest("section").hidden = limit === null;
+    if (limit === null) return;
+    const share = (bytes) => `${Math.min(100, 100 * bytes / limit)}%`;
     const [dirty, cached] = $("bar").children, mark = $("bar").lastChild;
     dirty.style.width = share(each.dirty_bytes);
     cached.style.width = share(each.cached_bytes - each.dirty_bytes);
@@ -508,7 +518,9 @@
     put("cache-text", each.state === "idle" ? `${inBytes(limit)} at most, once a client is attached.`
       : `${inBytes(each.cached_bytes)} of ${inBytes(limit)}; writers wait when ${inBytes(each.dirty_limit_bytes)} are not stored${being}.`);
     $("bar").setAttribute("aria-label", `Cache: ${$("cache-text").textContent} ${$("l-cache").textContent}`);
+  }
 
+  function renderClients(each) {
     const clients = status.clients.filter((client) => client.export === chosen);
     $("clients-table").hidden = !clients.length;
     $("no-clients").hidden = clients.length > 0;

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""Plugins and filters as users have them: a real server, real clients, packages of others."""
+
+import filecmp
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import KiB, MiB
+from tests.support.clients import run
+from tests.support.server_process import ServerProcess, script
+
+CONFIG = """
+[ram]
+plugin = memory
+size = 64M
+[nothing]
+plugin = null
+size = 1T
+filters = through
+[words]
+plugin = pattern
+size = 4T
+[image]
+plugin = file
+file = {image}
+[frozen]
+plugin = file
+file = {image}
+read-only = yes
+"""
+
+# What somebody else could publish.
+PACKAGE = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "outside"
+version = "1.0"
+
+[project.entry-points."swiftnbd.plugins"]
+same = "outside:Same"
+
+[project.entry-points."swiftnbd.filters"]
+upper = "outside:Upper"
+
+[tool.setuptools]
+py-modules = ["outside"]
+""",
+    "outside.py": '''
+from dataclasses import dataclass
+
+from swiftnbd.api import SIZE, TEXT, Device, Filter, FilterPlugin, Plugin, parameter
+
+
+@dataclass
+class Same(Plugin):
+    """One byte again and again."""
+
+    size: int = parameter(SIZE, "How large it is.", main=True)
+    byte: str = parameter(TEXT, "The byte.", default="x")
+
+    async def open(self, opening):
+        return SameDevice(self.size, self.byte.encode())
+
+
+class SameDevice(Device):
+    def __init__(self, size, byte):
+        self.size, self.byte = size, byte
+
+    async def read(self, offset, length):
+        return [self.byte * length]
+
+
+@dataclass
+class Upper(FilterPlugin):
+    """Reads in capital letters."""
+
+    async def wrap(self, device, opening):
+        return UpperFilter(device)
+
+
+class UpperFilter(Filter):
+    async def read(self, offset, length):
+        return [bytes(piece).upper() for piece in await self.device.read(offset, length)]
+''',
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plugins")
+
+
+@pytest.fixture(scope="module")
+def image(folder: Path) -> Path:
+    """16 MiB with holes in it."""
+    path = folder / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(16 * MiB)
+        for at in (0, 5 * MiB, 15 * MiB):
+            file.seek(at)
+            file.write(os.urandom(300 * KiB))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, image: Path) -> Iterator[ServerProcess]:
+    config = folder / "secrets.conf"
+    config.write_text(CONFIG.format(image=image))
+    config.chmod(0o600)
+    server = ServerProcess("--secrets", str(config), workdir=folder, strict=True)
+    try:
+        server.wait_ready("ram", "nothing", "words", "image", "frozen")
+        yield server
+    finally:
+        server.finish()
+
+
+def io(uri: str, *commands: str) -> str:
+    """Carry out commands of qemu-io, which fail if a pattern is not what was read."""
+    words = [word for command in commands for word in ("-c", command)]
+    done = run("qemu-io", "-f", "raw", *words, uri)
+    assert "failed" not in done.stdout + done.stderr, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_memory_keeps_what_is_written_and_shows_its_holes(server: ServerProcess) -> None:
+    uri = server.uris()["ram"]
+    io(uri, "write -P 7 1M 1M", "write -z 1088k 4k", "flush", "read -P 0 1088k 4k")
+    io(uri, "read -P 7 1M 64k", "read -P 7 1092k 60k", "read -P 0 0 1M", "discard 1M 512k")
+    lines = run("nbdinfo", "--map", uri).stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["0", str(MiB + 512 * KiB), "3"],
+        [str(MiB + 512 * KiB), str(512 * KiB), "0"],
+        [str(2 * MiB), str(62 * MiB), "3"],
+    ]
+
+
+def test_null_is_zeros_through_a_filter(server: ServerProcess, tmp_path: Path) -> None:
+    uri = server.uris()["nothing"]
+    io(uri, "write -P 7 1G 1M", "read -P 0 1G 1M", "write -f -P 7 0 4k", "discard 0 1G")
+    assert run("nbdinfo", "--size", uri).stdout.strip() == str(1 << 40)
+
+
+def test_pattern_is_what_it_says_and_takes_nothing_else(server: ServerProcess) -> None:
+    uri = server.uris()["words"]
+    server.allows("the byte written at 4096 is not what belongs there")
+    code = f"""
+import nbd
+h = nbd.NBD(); h.connect_uri({uri!r})
+at = 4 * 2**40 - 12
+assert h.pread(12, at) == (at // 8 * 8).to_bytes(8)[4:] + (at // 8 * 8 + 8).to_bytes(8)
+h.pwrite(h.pread(1000, 12345), 12345)
+try:
+    h.pwrite(b'x' * 8, 4096)
+except nbd.Error as error:
+    print(error.errno)
+h.shutdown()
+"""
+    assert run("nbdsh", "-c", code, path=os.defpath).stdout == "EIO\n"
+
+
+def test_file_is_copied_out_with_its_holes(
+    server: ServerProcess, image: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.img"
+    run("nbdcopy", server.uris()["image"], copy)
+    assert filecmp.cmp(image, copy, shallow=False)
+    kinds = [
+        line.split()[2]
+        for line in run("nbdinfo", "--map", server.uris()["image"]).stdout.splitlines()
+    ]
+    assert kinds == ["0", "3", "0", "3", "0", "3"]
+
+
+def test_file_is_written_to_and_holes_are_punched(server: ServerProcess, image: Path) -> None:
+    io(server.uris()["image"], "write -P 9 10M 1M", "write -f -P 8 8M 4k", "write -z 5M 4k")
+    io(server.uris()["image"], "discard 15M 256k", "flush")
+    with image.open("rb") as file:
+        file.seek(10 * MiB)
+        assert file.read(MiB) == b"\x09" * MiB
+        file.seek(5 * MiB)
+        assert file.read(4 * KiB) == bytes(4 * KiB)
+        assert os.lseek(file.fileno(), 15 * MiB, os.SEEK_DATA) == 15 * MiB + 256 * KiB
+
+
+def test_read_only_file_is_not_written_to(server: ServerProcess) -> None:
+    told = run("nbdinfo", server.uris()["frozen"]).stdout
+    assert "is_read_only: true" in told
+    assert run(
+        "qemu-io", "-f", "raw", "-c", "write 0 4k", server.uris()["frozen"], check=False
+    ).returncode
+
+
+def test_configuration_is_read_again(tmp_path: Path) -> None:
+    """What has not changed keeps its bytes; what is gone is closed; what is new is there."""
+    config = tmp_path / "secrets.conf"
+    config.write_text("[kept]\nplugin = memory\nsize = 1M\n[gone]\nplugin = memory\nsize = 1M\n")
+    config.chmod(0o600)
+    server = ServerProcess("--secrets", str(config), workdir=tmp_path)
+    try:
+        server.wait_ready("kept", "gone")
+        base = server.uris()["kept"].removesuffix("kept")
+        io(f"{base}kept", "write -P 5 0 4k")
+        config.write_text("[kept]\nplugin = memory\nsize = 1M\n[new]\nplugin = null\nsize = 2M\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_log("new: it is served now")
+        io(f"{base}kept", "read -P 5 0 4k")
+        assert run("nbdinfo", "--size", f"{base}new").stdout.strip() == str(2 * MiB)
+        server.allows("gone")
+        assert run("nbdinfo", "--size", f"{base}gone", check=False).returncode
+    finally:
+        server.finish()
+
+
+def test_package_of_somebody_else_is_found_by_its_names(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "installed"
+    source.mkdir()
+    for name, text in PACKAGE.items():
+        (source / name).write_text(text)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    pip += ["--no-index", "--disable-pip-version-check", "--target", str(target), str(source)]
+    subprocess.run(pip, check=True, timeout=120, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(target)}
+
+    def served(*words: str) -> str:
+        command = [sys.executable, script("swiftnbd-server"), *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "summary=One byte again and again." in served("--dump-plugin", "same")
+    assert "Reads in capital letters." in served("--filter", "upper", "same", "--help")
+    read = "nbdcopy $uri - | head -c 3"
+    assert served("--run", read, "same", "1M", "byte=a") == "aaa"
+    assert served("--filter", "upper", "--run", read, "same", "1M", "byte=a") == "AAA"
