@@ -164,9 +164,11 @@ async def resize(
             raise SwiftnbdError(f"{name} was set up anew meanwhile: nothing was changed")
         store, holding.changed = holding.store, True
         async with known_objects(holding) as known:
-            total = plan.stored * plan.after.object_size
+            end = min(objects, plan.before.objects)
+            suspects = _suspects(known, end, plan)
+            total = max(plan.stored, suspects if suspects <= SUSPECTS_MAX else 0)
+            total *= plan.after.object_size
             with progress(f"Shrinking {name}", total, quiet=quiet, tell=tell) as advance:
-                end = min(objects, plan.before.objects)
                 deleted = await _delete_behind(store, known, end, plan, advance)
             if plan.kept_of_last:
                 await _zero_tail(store, known, objects - 1, plan)
@@ -176,6 +178,13 @@ async def resize(
             await store.set_metadata(changes)
             known.presence = resized(known.presence, objects)
     return deleted
+
+
+def _suspects(known: "DiskObjects", end: int, plan: Plan) -> int:
+    """How many objects from number ``end`` on may exist."""
+    from swiftnbd.cli.known import not_absent
+
+    return sum(1 for _ in not_absent(known.presence, end, plan.before.objects))
 
 
 async def _delete_behind(
@@ -198,7 +207,7 @@ async def _delete_behind(
 
     async for page in known.listed(end, OBJECTS_MAX):
         await for_each(page, delete, in_flight=IN_FLIGHT_MAX)
-    suspects = sum(1 for _ in not_absent(known.presence, end, plan.before.objects))
+    suspects = _suspects(known, end, plan)
     if suspects <= SUSPECTS_MAX:
         rest = not_absent(known.presence, end, plan.before.objects)
         await for_each(rest, delete, in_flight=IN_FLIGHT_MAX)

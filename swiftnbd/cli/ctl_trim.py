@@ -91,7 +91,8 @@ async def trim(
             known = await stack.enter_async_context(known_objects(holding))
             delete = partial(_delete, holding, known)
         title = f"Trimming {name}"
-        with progress(title, info.bytes_used or 0, quiet=quiet, tell=tell) as advance:
+        count = info.objects or 0
+        with progress(title, count, quiet=quiet, tell=tell, unit="objects") as advance:
             return geometry, await _trim(store, geometry, delete, advance)
 
 
@@ -119,7 +120,7 @@ async def _trim(
             found.zeros += 1
             if delete is not None:
                 await delete(index)
-        advance(row.size)
+        advance(1)
 
     async for rows in _stored(store, geometry.objects):
         found.stored += len(rows)

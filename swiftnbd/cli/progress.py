@@ -16,29 +16,35 @@ Advance = Callable[[int], None]
 def progress(
     title: str, total: int, *, quiet: bool, tell: Tell, unit: str = "bytes"
 ) -> Iterator[Advance]:
-    """Gives ``advance(amount)``, of ``total`` bytes or of whatever ``unit`` says."""
+    """Gives ``advance(amount)``, of ``total`` bytes or of whatever ``unit`` says.
+
+    A total that comes from the store's own counts may be a little off: no more is ever shown.
+    """
     if quiet or total == 0:
         yield lambda _amount: None
     elif sys.stderr.isatty():
         with _bar(title, total, unit) as advance:
             yield advance
     else:
-        yield plain_lines(title, total, tell)
+        with plain_lines(title, total, tell) as advance:
+            yield advance
 
 
-def plain_lines(title: str, total: int, tell: Tell) -> Advance:
-    """``advance`` that tells every tenth: ``Downloading disk [30%]``."""
+@contextmanager
+def plain_lines(title: str, total: int, tell: Tell) -> Iterator[Advance]:
+    """``advance`` tells every tenth, ``Downloading disk [30%]``, and a good end the last."""
     done = told = 0
 
     def advance(amount: int) -> None:
         nonlocal done, told
         done += amount
-        percent = 100 * done // total
+        percent = min(100, 100 * done // total)
         if percent >= told + _STEP_PERCENT:
             told = percent - percent % _STEP_PERCENT
             tell(f"{title} [{told}%]")
 
-    return advance
+    yield advance
+    advance(total)
 
 
 @contextmanager
@@ -61,5 +67,6 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
         amounts = (DownloadColumn(binary_units=True), TransferSpeedColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=total)
-        yield lambda amount: bar.advance(task, amount)
+        bar.add_task(escape(title), total=total)
+        (task,) = bar.tasks
+        yield lambda amount: bar.advance(task.id, min(amount, total - task.completed))

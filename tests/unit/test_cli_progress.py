@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import io
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -14,18 +15,45 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_come_every_tenth() -> None:
     lines: list[str] = []
-    advance = plain_lines("Downloading d", 1000, lines.append)
-    for _ in range(100):
-        advance(10)
+    with plain_lines("Downloading d", 1000, lines.append) as advance:
+        for _ in range(100):
+            advance(10)
     assert lines == [f"Downloading d [{tenth}0%]" for tenth in range(1, 11)]
 
 
 def test_large_steps_skip_lines() -> None:
     lines: list[str] = []
-    advance = plain_lines("D", 4, lines.append)
-    for _ in range(4):
-        advance(1)
+    with plain_lines("D", 4, lines.append) as advance:
+        for _ in range(4):
+            advance(1)
     assert lines == ["D [20%]", "D [50%]", "D [70%]", "D [100%]"]
+
+
+@pytest.mark.parametrize("steps", [7, 25])
+def test_total_that_is_a_little_off_ends_at_all_of_it(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    with plain_lines("D", 10, lines.append) as advance:
+        for _ in range(steps):
+            advance(1)
+    assert lines[-1] == "D [100%]"
+    assert len(lines) == len(set(lines)) <= 10
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("D", 10, quiet=False, tell=lines.append, unit="objects") as advance:
+        for _ in range(steps):
+            advance(1)
+    assert f"{min(steps, 10)}/10" in screen.getvalue()
+    assert "11/10" not in screen.getvalue()
+
+
+def test_failure_is_not_all_of_it() -> None:
+    lines: list[str] = []
+    with suppress(ZeroDivisionError), plain_lines("D", 10, lines.append) as advance:
+        advance(5)
+        raise ZeroDivisionError
+    assert lines == ["D [50%]"]
 
 
 @pytest.mark.parametrize(("quiet", "total"), [(True, 10), (False, 0)])
