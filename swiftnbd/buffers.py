@@ -5,6 +5,7 @@ Bytes that are zeros because nothing is stored there are read as a `hole`: piece
 page of zeros, which cost nothing to make, to send as they are, or to recognise and leave out.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 Buffer = bytes | bytearray | memoryview
@@ -32,3 +33,35 @@ def holes(length: int) -> list[memoryview]:
 def is_hole(piece: Buffer) -> bool:
     """Whether a piece that a device returned came from `hole`, whole or cut."""
     return type(piece) is memoryview and piece.obj is _NOTHING
+
+
+class Pieces:
+    """Bytes that lie in several buffers, one after the other: they need not be put together."""
+
+    __slots__ = ("_length", "_pieces")
+
+    def __init__(self, pieces: Sequence[Buffer]) -> None:
+        self._pieces = pieces
+        self._length = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return iter(self._pieces)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+Body = Buffer | Pieces
+
+
+def pieces_of(body: Body) -> Iterator[Buffer]:
+    """Its buffers, in order."""
+    return iter(body if isinstance(body, Pieces) else (body,))
+
+
+def in_one(body: Body) -> Buffer:
+    """All of it in one buffer: a copy only if it is in pieces."""
+    return bytes(body) if isinstance(body, Pieces) else body

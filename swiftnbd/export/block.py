@@ -118,6 +118,11 @@ class Block:
         assert self.known is None
         return self._data
 
+    def hold(self) -> Buffer:
+        """All its bytes, which must be known, and which will never change."""
+        self.frozen = True
+        return self.data
+
     def piece(self, start: int, end: int) -> Buffer:
         """Bytes ``[start, end)``, which must be known, and which will never change.
 
@@ -207,8 +212,7 @@ class Block:
     def begin_upload(self) -> Buffer:
         """Freeze what is there now, all of it known, and return it, to be stored."""
         self.move(State.UPLOADING)
-        self.frozen = True
-        return self.data
+        return self.hold()
 
     def end_upload(self, *, done: bool) -> None:
         """The upload that `begin_upload` began is durable, or failed."""

@@ -10,10 +10,11 @@ So a read-modify-write is atomic against every other request, on whichever conne
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from errno import ENOTSUP
 from typing import Literal, TypeVar
 
-from swiftnbd.buffers import hole, is_hole
+from swiftnbd.buffers import Body, Buffer, Pieces, hole, is_hole
 from swiftnbd.errors import ExportError
 from swiftnbd.export.block import Block
 from swiftnbd.export.disk_state import DiskState, Part
@@ -21,10 +22,11 @@ from swiftnbd.export.parallel import for_each
 from swiftnbd.export.presence import State
 from swiftnbd.export.reading import Reader
 from swiftnbd.export.writeback import DirtyObject
-from swiftnbd.store.base import Buffer
 
 TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
-UPLOAD_BYTES_MAX = 16 * 1024 * 1024  # of bodies put together at once, unless one is larger
+# Of objects being stored at once, unless one is larger: what is fetched around the changes, and
+# blocks that are written meanwhile, are held twice.
+UPLOAD_BYTES_MAX = 16 * 1024 * 1024
 UNSTORED_MAX = 1024  # objects whose being durable one request waits for together
 # Objects that one zero or trim clears before those who wait behind it: as many requests as a write
 # of 8 MiB in 64 KiB objects takes. One at a time, it would wait for all other writers each time.
@@ -32,20 +34,24 @@ CLEARED_TOGETHER_MAX = 128
 RUNS_PER_TURN_MAX = 1000  # of a presence map, or objects, passed over between turns of the loop
 
 Change = tuple[DirtyObject, int]  # an object, and the generation that must become durable
-Pieces = deque[tuple[Part, Buffer | None]]  # what goes where in one block each; None: zeros
+Parts = deque[tuple[Part, Buffer | None]]  # what goes where in one block each; None: zeros
 
 T = TypeVar("T")
 
 
 class Writer:
-    """Changes a disk through its cache. ``durable``: every change waits until it is stored."""
+    """Changes a disk through its cache. ``durable``: every change waits until it is stored.
 
-    def __init__(self, disk: DiskState, reader: Reader, *, durable: bool) -> None:
+    ``uploads``: how many objects are stored at once, unless they are so large that it is fewer.
+    """
+
+    def __init__(self, disk: DiskState, reader: Reader, *, durable: bool, uploads: int) -> None:
         self._disk = disk
         self._reader = reader
         self._durable = durable
-        self._zeros = bytes(disk.object_size)
-        self._bodies = asyncio.Semaphore(max(1, UPLOAD_BYTES_MAX // disk.object_size))
+        self._zeros = bytes(disk.block_size)
+        bodies = max(1, UPLOAD_BYTES_MAX // disk.object_size)
+        self._bodies = asyncio.Semaphore(bodies) if bodies < uploads else None
 
     # Writing
 
@@ -79,7 +85,7 @@ class Writer:
         view = memoryview(data)
         changes: list[Change] = []
         await self._disk.gate.passing()
-        pieces: Pieces = deque()
+        pieces: Parts = deque()
         for part in self._disk.parts(offset, len(view)):
             at = part.block * self._disk.block_size + part.start - offset
             pieces.append((part, view[at : at + part.end - part.start]))
@@ -87,7 +93,7 @@ class Writer:
         await self._settle(changes, fua)
 
     async def _write_pieces(
-        self, pieces: Pieces, changes: list[Change], *, keep_zeros: bool = False
+        self, pieces: Parts, changes: list[Change], *, keep_zeros: bool = False
     ) -> None:
         """All of them before those who wait behind us: they go on where we end.
 
@@ -101,7 +107,7 @@ class Writer:
             await self._when_room(lambda: self._write_some(pieces, changes, keep_zeros))
 
     def _write_some(
-        self, pieces: Pieces, changes: list[Change], keep_zeros: bool
+        self, pieces: Parts, changes: list[Change], keep_zeros: bool
     ) -> Literal[True] | None:
         """True when all are written or the next one's block is full of gaps; None: no room."""
         while (change := self.write_now(*pieces[0])) is not None:
@@ -180,7 +186,7 @@ class Writer:
         """Zeros within one object."""
         if self._is_clean_hole(offset // self._disk.object_size) and not keep_zeros:
             return
-        pieces: Pieces = deque((part, None) for part in self._disk.parts(offset, length))
+        pieces: Parts = deque((part, None) for part in self._disk.parts(offset, length))
         await self._write_pieces(pieces, changes, keep_zeros=keep_zeros)
 
     async def _clear(
@@ -266,19 +272,22 @@ class Writer:
 
     async def upload(self, dirty: DirtyObject) -> None:
         """Store all that changed in an object so far."""
+        async with self._bodies or nullcontext():
+            await self._disk.objects.in_turn(lambda: self._store(dirty))
+
+    async def _store(self, dirty: DirtyObject) -> None:
         fetched: dict[int, Buffer] = {}
-        async with self._bodies, self._disk.objects.turn():
-            while await self._fetch_missing(dirty, fetched):
-                pass  # what was fetched may not be all any more
-            blocks = dirty.begin_upload()
-            body = self._body(dirty, fetched)
-            assert all(block.known is None for block in blocks)
-            if body is None:
-                await self._disk.objects.delete(dirty.index)
-                dirty.deleted = True
-            else:
-                changed = [block.index for block in blocks]
-                await self._disk.objects.put(dirty.index, body, changed=changed)
+        while await self._fetch_missing(dirty, fetched):
+            pass  # what was fetched may not be all any more
+        blocks = dirty.begin_upload()
+        body = self._body(dirty, fetched)
+        assert all(block.known is None for block in blocks)
+        if body is None:
+            await self._disk.objects.delete(dirty.index)
+            dirty.deleted = True
+        else:
+            changed = [block.index for block in blocks]
+            await self._disk.objects.put(dirty.index, body, changed=changed)
 
     async def _fetch_missing(self, dirty: DirtyObject, fetched: dict[int, Buffer]) -> bool:
         """Fetch what is neither in the cache nor in ``fetched``; False if nothing was missing."""
@@ -313,21 +322,23 @@ class Writer:
             block = index * disk.per_object + first + number
             fetched[block] = view[number * size : (number + 1) * size]
 
-    def _body(self, dirty: DirtyObject, fetched: dict[int, Buffer]) -> Buffer | None:
-        """The object's bytes; None if it need not exist."""
+    def _body(self, dirty: DirtyObject, fetched: dict[int, Buffer]) -> Body | None:
+        """The object's bytes; None if it need not exist.
+
+        Not a copy: a write meanwhile leaves them as they are, and copies its block first.
+        """
         disk = self._disk
         first = dirty.index * disk.per_object
         pieces: list[Buffer] = []
         for index in range(first, first + disk.per_object):
             block = disk.cache.blocks.get(index)
             if block is not None:
-                pieces.append(block.data)
+                pieces.append(block.hold())
             else:
                 pieces.append(hole(disk.block_size) if dirty.lies_on_zeros else fetched[index])
-        if all(is_hole(piece) for piece in pieces):
-            return self._zeros if dirty.keep_zeros else None
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return None if body == self._zeros and not dirty.keep_zeros else body
+        if not dirty.keep_zeros and all(is_hole(piece) or piece == self._zeros for piece in pieces):
+            return None
+        return pieces[0] if len(pieces) == 1 else Pieces(pieces)
 
 
 def _put(block: Block, part: Part, data: Buffer | None) -> None:

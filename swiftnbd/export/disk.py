@@ -88,7 +88,7 @@ class ObjectDevice(Device):
         self._disk = disk = DiskState(geometry, objects, settings, self.counters)
         self._reader = Reader(disk, _read_ahead(self.size, disk, settings))
         is_durable = settings.mode is CacheMode.WRITETHROUGH
-        self._writer = Writer(disk, self._reader, durable=is_durable)
+        self._writer = Writer(disk, self._reader, durable=is_durable, uploads=settings.requests)
         disk.writeback = WriteBack(
             self._writer.upload,
             disk.tasks,

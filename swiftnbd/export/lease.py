@@ -26,7 +26,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -158,7 +158,7 @@ class Leased(Store):
     def admits_one_creator(self) -> bool:
         return self._store.admits_one_creator
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         return await self._leased(lambda: self._store.put(name, data, if_absent=if_absent))
 
     async def copy(self, name: str, source: Place, etag: str) -> None:

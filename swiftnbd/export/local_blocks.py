@@ -12,8 +12,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from swiftnbd.buffers import Body, Buffer, in_one
 from swiftnbd.export.disk_cache import Cached, DiskCache
-from swiftnbd.store.base import Buffer
 
 
 class Found(NamedTuple):
@@ -78,12 +78,12 @@ class LocalBlocks:
         """Keep what the store has given: bytes from ``start`` on of an object with this ETag."""
         self._keep(index, start, data, etag, self._blocks(index, start, start + len(data)))
 
-    def keep_changed(self, index: int, data: Buffer, etag: str, blocks: Iterable[int]) -> None:
+    def keep_changed(self, index: int, data: Body, etag: str, blocks: Iterable[int]) -> None:
         """Keep these ``blocks`` of an object that was stored with this ETag, with all its ``data``.
 
         The others are not worth their place: they were not here, nor were they asked for.
         """
-        self._keep(index, 0, data, etag, blocks)
+        self._keep(index, 0, in_one(data), etag, blocks)
 
     def learn(self, index: int, etag: str | None) -> None:
         """The object's ETag is this, or it does not exist: what is here is proven, or goes."""

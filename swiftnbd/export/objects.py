@@ -17,11 +17,11 @@ learning goes for what it keeps, too.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from errno import EIO
-from typing import TypeVar
+from functools import partial
+from typing import Self, TypeVar
 
 from swiftnbd.errors import CorruptObject, ExportError
 from swiftnbd.export.etags import Etags
@@ -30,21 +30,37 @@ from swiftnbd.export.local_blocks import LocalBlocks
 from swiftnbd.export.presence import Presence, State, dump_bytes_max
 from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
-from swiftnbd.store.base import Blob, Buffer, ObjectInfo, Place, Store
+from swiftnbd.store.base import Blob, Body, Listed, ObjectInfo, Place, Store
 
 PRESENCE = OWN_PREFIX + "presence"  # the name of the map's object
 OBJECTS_PACKED_AT_ONCE = 256 * 1024  # at worst 2 ms; a larger map is packed in a thread
 REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may wait behind it
 
 T = TypeVar("T", Blob | None, ObjectInfo | None)
+U = TypeVar("U")
 Span = Callable[[], tuple[int, int]]  # bytes [start, end) of an object
 
 
 @dataclass(eq=False, slots=True)
 class _Look:
-    """A read under way; ``counts`` until something changes the object."""
+    """A read of an object, among all those ``under_way``; it ``counts`` until something changes it.
 
+    What was seen meanwhile is true afterwards if it still counts.
+    """
+
+    index: int
     counts: bool
+    under_way: "dict[int, list[_Look]]"
+
+    def __enter__(self) -> Self:
+        self.under_way.setdefault(self.index, []).append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        looks = self.under_way[self.index]
+        looks.remove(self)
+        if not looks:
+            del self.under_way[self.index]
 
 
 async def store_presence(store: Store, presence: Presence, binding: str) -> None:
@@ -140,21 +156,20 @@ class DiskObjects:
         return _data(await self._fetch(index, lambda: (start, end), urgent=urgent))
 
     async def _fetch(self, index: int, span: Span, *, urgent: bool) -> Blob | None:
-        async with self._request(urgent=urgent, key=index):
-            start, end = span()
+        return await self.in_turn(lambda: self._fetch_now(index, *span()), urgent=urgent, key=index)
 
-            async def ask(newest: bool) -> Blob | None:
-                return await self._get(index, start, end, newest=newest)
+    async def _fetch_now(self, index: int, start: int, end: int) -> Blob | None:
+        async def ask(newest: bool) -> Blob | None:
+            return await self._get(index, start, end, newest=newest)
 
-            blob, holds = await self._ask_current(index, ask)
-            if blob is None:
-                return None
-            is_whole = len(blob.data) == end - start
-            if self.local is not None and holds and is_whole:  # no await since it was seen
-                self.local.keep(index, start, blob.data, blob.etag)
+        blob, holds = await self._ask_current(index, ask)
+        if blob is None:
+            return None
         self._counters.store_in += len(blob.data)
-        if not is_whole:
+        if len(blob.data) != end - start:
             raise self._error(index, f"gave {len(blob.data)} bytes, not {end - start}")
+        if self.local is not None and holds:  # no await since it was seen
+            self.local.keep(index, start, blob.data, blob.etag)
         return blob
 
     async def _ask_etag(self, index: int, *, urgent: bool) -> str | None:
@@ -163,31 +178,22 @@ class DiskObjects:
         async def ask(newest: bool) -> ObjectInfo | None:
             return await self._store.head(object_name(index), newest=newest)
 
-        async with self._request(urgent=urgent, key=index):
-            info, _ = await self._ask_current(index, ask)
+        asked = self.in_turn(lambda: self._ask_current(index, ask), urgent=urgent, key=index)
+        info, _ = await asked
         return None if info is None else info.etag
 
     def hurry(self, index: int) -> None:
         """Somebody waits now for what is to be read of this object."""
         self._slots.hurry(index)
 
-    @contextmanager
-    def _looking(self, index: int) -> Iterator["_Look"]:
-        """Whether what is seen meanwhile is true afterwards: not if the object changes."""
-        look = _Look(self._exclusive and index not in self._doubtful)
-        self._looks.setdefault(index, []).append(look)
-        try:
-            yield look
-        finally:
-            self._looks[index].remove(look)
-            if not self._looks[index]:
-                del self._looks[index]
+    def _look(self, index: int) -> _Look:
+        return _Look(index, self._exclusive and index not in self._doubtful, self._looks)
 
     async def _ask_current(self, index: int, ask: Callable[[bool], Awaitable[T]]) -> tuple[T, bool]:
         """What ``ask(newest)`` answers of the object, and whether that may be kept of it."""
         newest = not self._etags.knows(index)
         while True:
-            with self._looking(index) as look:
+            with self._look(index) as look:
                 try:
                     found = await ask(newest)
                 except CorruptObject:
@@ -222,58 +228,50 @@ class DiskObjects:
             return not known and not self._etags.knows(index)
         return self._etags.fits(index, found.etag)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for one's turn to `put` or `delete`: what changes until then is still carried."""
-        async with self._request(urgent=False):
-            yield
-
-    async def put(self, index: int, data: Buffer, *, changed: Collection[int] = ()) -> None:
+    async def put(self, index: int, data: Body, *, changed: Collection[int] = ()) -> None:
         """Replace one object whole, in one's turn; durable on return.
 
         ``changed`` are blocks of it that are worth keeping on the local disk.
         """
         assert len(data) == self.size
-        with self._change(index) as were_local:
-            etag = await self._store.put(object_name(index), data)
-            self._etags.set(index, etag)
-            self.presence.set(index, State.PRESENT)
+        etag, were_local = await self._change(
+            index, partial(self._store.put, object_name(index), data)
+        )
+        self._etags.set(index, etag)
+        self.presence.set(index, State.PRESENT)
         self._counters.store_out += len(data)
         if self.local is not None:
             self.local.keep_changed(index, data, etag, were_local.union(changed))
 
     async def copy(self, index: int, source: Place, etag: str) -> None:
         """Replace one object by that of another disk, inside the store; as `put`."""
-        with self._change(index):
-            await self._store.copy(object_name(index), source, etag)
-            self._etags.set(index, etag)
-            self.presence.set(index, State.PRESENT)
+        await self._change(index, partial(self._store.copy, object_name(index), source, etag))
+        self._etags.set(index, etag)
+        self.presence.set(index, State.PRESENT)
 
     async def delete(self, index: int) -> bool:
         """See to it that one object does not exist, in one's turn; durable on return.
 
         Whether it did. After a lost answer that cannot be told; then it is False.
         """
-        with self._change(index):
-            existed = await self._store.delete(object_name(index))
-            self.presence.set(index, State.ABSENT)
+        existed, _ = await self._change(index, partial(self._store.delete, object_name(index)))
+        self.presence.set(index, State.ABSENT)
         return existed
 
     async def head(self, index: int) -> ObjectInfo | None:
         """What the newest version of one object is like, in one's turn; None if there is none."""
         if self.is_absent(index):
             return None
-        with self._looking(index) as look:
+        with self._look(index) as look:
             found = await self._store.head(object_name(index), newest=True)
         if look.counts:
             self._learn(index, None if found is None else found.etag)
         return found
 
-    @contextmanager
-    def _change(self, index: int) -> Iterator[set[int]]:
-        """Until the store has answered, and if it never does, nobody knows what is there.
+    async def _change(self, index: int, change: Callable[[], Awaitable[U]]) -> tuple[U, set[int]]:
+        """What the store answers to a change of one object, and which of its blocks were local.
 
-        Yields which of its blocks were on the local disk.
+        Until it has answered, and if it never does, nobody knows what is there.
         """
         assert index not in self._changing, f"object {index}: two changes at once"
         self._changing.add(index)
@@ -284,10 +282,11 @@ class DiskObjects:
         self._etags.forget(index)
         were_local = set() if self.local is None else self.local.drop(index)
         try:
-            yield were_local
-            self._doubtful.discard(index)
+            answer = await change()
         finally:
             self._changing.discard(index)
+        self._doubtful.discard(index)
+        return answer, were_local
 
     async def listed(self, first: int, end: int) -> AsyncIterator[list[int]]:
         """Which of the objects ``[first, end)`` a listing names, page by page.
@@ -296,33 +295,39 @@ class DiskObjects:
         """
         after, before = object_name(first - 1) if first else PART_PREFIX, object_name(end)
         while True:
-            async with self._request(urgent=True):
-                page = await self._store.listing(prefix=PART_PREFIX, after=after, before=before)
+            page = await self.in_turn(partial(self._list, after, before), urgent=True)
             if not page:
                 return
             after = page[-1].name
             found = (object_index(row.name) for row in page)
             yield [index for index in found if index is not None]
 
+    async def _list(self, after: str, before: str) -> list[Listed]:
+        return await self._store.listing(prefix=PART_PREFIX, after=after, before=before)
+
     async def recall(self, binding: str) -> None:
         """Take over the presence map that `remember` stored under the same ``binding``."""
-        async with self._request(urgent=True):
-            found = await load_presence(self._store, self.presence.objects, binding)
+        load = partial(load_presence, self._store, self.presence.objects, binding)
+        found = await self.in_turn(load, urgent=True)
         if found is not None:
             self.presence = found
 
     async def remember(self, binding: str) -> None:
         """Store the presence map, which is true as long as nobody changes an object."""
-        async with self._request(urgent=True):
-            await store_presence(self._store, self.presence, binding)
+        await self.in_turn(
+            partial(store_presence, self._store, self.presence, binding), urgent=True
+        )
 
-    @asynccontextmanager
-    async def _request(self, *, urgent: bool, key: int | None = None) -> AsyncIterator[None]:
-        """One of the store's requests. Waiting for its turn counts against its time."""
+    async def in_turn(
+        self, work: Callable[[], Awaitable[U]], *, urgent: bool = False, key: int | None = None
+    ) -> U:
+        """Do something that takes requests of the store, in its turn.
+
+        Waiting for that counts against its time. ``key``: the object, for `hurry`.
+        """
         try:
             async with asyncio.timeout(self._request_seconds):
-                async with self._slots.one(urgent=urgent, key=key):
-                    yield
+                return await self._slots.run(work, urgent=urgent, key=key)
         except TimeoutError:
             assert self._request_seconds is not None, "nothing else here is timed"
             raise ExportError(

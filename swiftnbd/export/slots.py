@@ -3,9 +3,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class _Waiter(NamedTuple):
@@ -32,12 +33,13 @@ class Slots:
         self._urgent: deque[_Waiter] = deque()
         self._others: deque[_Waiter] = deque()
 
-    @asynccontextmanager
-    async def one(self, *, urgent: bool, key: int | None = None) -> AsyncIterator[None]:
-        """Hold a slot; wait for it first. ``key`` is for `hurry`."""
+    async def run(
+        self, work: Callable[[], Awaitable[T]], *, urgent: bool, key: int | None = None
+    ) -> T:
+        """Do something while holding a slot; wait for one first. ``key`` is for `hurry`."""
         urgent = await self._take(urgent, key)
         try:
-            yield
+            return await work()
         finally:
             self._give(urgent)
 

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from swiftnbd.buffers import Buffer as Buffer  # what its methods take
+from swiftnbd.buffers import Body as Body  # what its methods take
+from swiftnbd.buffers import Buffer as Buffer
 from swiftnbd.errors import CopyUnsupported
 
 OBJECT_BYTES_MAX = 64 * 1024 * 1024  # the largest object size of a disk; bounds every body we read
@@ -115,7 +116,7 @@ class Store(ABC):
         """Describe an object, or None if absent."""
 
     @abstractmethod
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         """Replace the object whole and return its ETag, the MD5 of ``data`` in hex.
 
         Returns only when the store has it durably; on any error the old object, the new one

@@ -22,6 +22,7 @@ change on a wrong condition, which must both be refused. Only if it passes, `adm
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 
+from swiftnbd.buffers import in_one
 from swiftnbd.errors import (
     ContainerMissing,
     ContainerNotEmpty,
@@ -35,7 +36,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -121,13 +122,13 @@ class BucketStore(Unproven):
         token = await self._token(name, stamp)
         return ObjectInfo(found.size, stamp.md5, token)
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         what, key = self._object("PUT", name)
         if not self._exists:
             await self._look(what)
         stamp = Stamp.new(await md5_of(data))
         try:
-            await self._bucket.put(what, key, data, stamp.attributes, if_absent=if_absent)
+            await self._bucket.put(what, key, in_one(data), stamp.attributes, if_absent=if_absent)
         except ObjectExists:
             raise ObjectExists(f"{self.label}: {name} exists") from None
         return stamp.md5

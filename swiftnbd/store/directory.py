@@ -30,7 +30,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -88,7 +88,7 @@ class DirectoryStore(Store):
         check_object_name(name)
         return await self._run(f"HEAD {name}", partial(self._folder.head, name))
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         check_object_name(name)
         return await self._run(f"PUT {name}", partial(self._folder.put, name, data, if_absent))
 

@@ -31,6 +31,7 @@ from errno import EEXIST, ENOTEMPTY
 from hashlib import md5
 from pathlib import Path
 
+from swiftnbd.buffers import pieces_of
 from swiftnbd.errors import (
     ContainerMissing,
     ContainerNotEmpty,
@@ -39,7 +40,7 @@ from swiftnbd.errors import (
     StoreError,
     StoreUnavailable,
 )
-from swiftnbd.store.base import Blob, Buffer, ContainerInfo, Listed, ObjectInfo
+from swiftnbd.store.base import Blob, Body, ContainerInfo, Listed, ObjectInfo
 from swiftnbd.store.checks import check_size
 from swiftnbd.store.folder_files import (
     DIRECTORY,
@@ -74,6 +75,7 @@ from swiftnbd.store.folder_tree import (
     unlink,
     write_token,
 )
+from swiftnbd.store.hashing import md5_now
 
 METADATA_FILE = ".container.json"
 LOCK_FILE = ".lock"
@@ -134,9 +136,13 @@ class Folder:
             stat = os.fstat(fd)
             return ObjectInfo(stat.st_size, self._etag(fd, stat), read_token(top, name, stat))
 
-    def put(self, name: str, data: Buffer, if_absent: bool) -> str:
-        etag = md5(data).hexdigest()
-        self._put(name, lambda temp: temp.write(data), etag, if_absent)
+    def put(self, name: str, data: Body, if_absent: bool) -> str:
+        def fill(temp: Temp) -> None:
+            for piece in pieces_of(data):
+                temp.write(piece)
+
+        etag = md5_now(data)
+        self._put(name, fill, etag, if_absent)
         return etag
 
     def copy(self, name: str, source: "Folder", etag: str) -> None:

@@ -27,10 +27,10 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 import swiftnbd
+from swiftnbd.buffers import Body, pieces_of
 from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
 from swiftnbd.log import SLOW
 from swiftnbd.metrics import Seen, StoreTraffic
-from swiftnbd.store.base import Buffer
 from swiftnbd.store.login import TlsSettings
 from swiftnbd.store.proxies import Proxies, Proxy
 from swiftnbd.store.swift_answers import Answer
@@ -92,7 +92,7 @@ class Http:
         method: str,
         url: URL,
         headers: Mapping[str, str],
-        data: Buffer | None,
+        data: Body | None,
         body_max: int,
     ) -> Answer:
         """One try, on one of the addresses of Swift; on the next if that one did nothing of it.
@@ -285,21 +285,23 @@ class _Request(aiohttp.ClientRequest):
 
 
 class _Body(aiohttp.Payload):
-    """A body in the caller's buffer, sent in parts and without a copy."""
+    """A body in the caller's buffers, sent in parts and without a copy."""
 
-    def __init__(self, data: Buffer) -> None:
+    def __init__(self, data: Body) -> None:
         super().__init__(data, content_type="application/octet-stream")
         self.is_begun = False  # some of it was sent
-        self._view = memoryview(data).cast("B")
-        self._size = len(self._view)
+        self._data = data
+        self._size = len(data)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return str(self._view, encoding, errors)
+        return bytes(self._data).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         self.is_begun = True
-        for start in range(0, len(self._view), SEND_BYTES_MAX):
-            await writer.write(self._view[start : start + SEND_BYTES_MAX])
+        for piece in pieces_of(self._data):
+            view = memoryview(piece)
+            for start in range(0, len(view), SEND_BYTES_MAX):
+                await writer.write(view[start : start + SEND_BYTES_MAX])
 
 
 async def _read(what: str, response: aiohttp.ClientResponse, body_max: int) -> bytes:

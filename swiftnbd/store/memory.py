@@ -20,7 +20,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -104,7 +104,7 @@ class MemoryStore(Store):
             return None
         return ObjectInfo(len(found.data), found.etag, found.token)
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         if self._find(name) is not None and if_absent:
             raise ObjectExists(f"{self.label}: {name} exists")
         copy = bytes(data)

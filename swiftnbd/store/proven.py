@@ -47,7 +47,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -165,7 +165,7 @@ class Proven(Store):
 
         return await self._prove(f"HEAD {name}", self._prober_for(name), attempt)
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         return await self._store.put(name, data, if_absent=if_absent)
 
     async def copy(self, name: str, source: Place, etag: str) -> None:

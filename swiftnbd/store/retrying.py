@@ -23,7 +23,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from hashlib import md5
 from math import inf
 from typing import TypeVar
 
@@ -39,13 +38,14 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
     Place,
     Store,
 )
+from swiftnbd.store.hashing import md5_now
 from swiftnbd.store.outages import Circuit
 
 DEADLINE_SECONDS_DEFAULT = 60.0  # half of the 120 s after which a Linux task counts as hung
@@ -150,13 +150,13 @@ class Retrying(Store):
             lambda effort: self._store.head(name, newest=newest or effort.corrupt > 0),
         )
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         async def attempt(effort: Effort) -> str:
             try:
                 return await self._store.put(name, data, if_absent=if_absent)
             except ObjectExists:
                 if effort.tries > 1 and await self._is_ours(name, data):
-                    return md5(data).hexdigest()
+                    return md5_now(data)
                 raise
 
         return await self._retry(f"PUT {name}", attempt)
@@ -210,11 +210,11 @@ class Retrying(Store):
     async def close(self) -> None:
         await self._store.close()
 
-    async def _is_ours(self, name: str, data: Buffer) -> bool:
+    async def _is_ours(self, name: str, data: Body) -> bool:
         info = await self._store.head(name, newest=True)
         if info is None:
             raise StoreUnavailable(f"{self.label}: PUT {name}: it exists, and it does not")
-        return info.size == len(data) and info.etag == md5(data).hexdigest()
+        return info.size == len(data) and info.etag == md5_now(data)
 
     async def _retry(self, what: str, attempt: Callable[[Effort], Awaitable[T]]) -> T:
         begin = self._pacing.clock()

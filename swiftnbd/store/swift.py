@@ -28,7 +28,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -117,7 +117,7 @@ class SwiftStore(Unproven):
             raise CorruptObject(f"{what}: the answer lacks a length or an ETag")
         return ObjectInfo(size, answer.etag, answer.headers.get(TOKEN_HEADER, ""))
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         what, path = self._object("PUT", name)
         etag = await md5_of(data)
         headers = {"ETag": etag}

@@ -14,7 +14,7 @@ from yarl import URL
 from swiftnbd.errors import AccessRefused, StoreError, StoreUnavailable
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.store.auth import Auth, Login
-from swiftnbd.store.base import Buffer
+from swiftnbd.store.base import Body
 from swiftnbd.store.http import ERROR_BYTES_MAX, Http, Timeouts
 from swiftnbd.store.login import TlsSettings
 from swiftnbd.store.outages import Outages
@@ -90,7 +90,7 @@ class SwiftAccount:
         *,
         query: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
-        data: Buffer | None = None,
+        data: Body | None = None,
         body_max: int = ERROR_BYTES_MAX,
     ) -> Answer:
         """Send one request for ``path`` (already percent-encoded, below the account).
@@ -203,7 +203,7 @@ class SwiftAccount:
         path: str,
         query: Mapping[str, str | int] | None,
         headers: Mapping[str, str] | None,
-        data: Buffer | None,
+        data: Body | None,
         body_max: int,
     ) -> Answer:
         url = access.url(path, query)

@@ -20,7 +20,7 @@ from swiftnbd.errors import Locked, StoreError, SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
 from swiftnbd.export.objects import PRESENCE
 from swiftnbd.export.pace import Pace
-from swiftnbd.store.base import Buffer, Store
+from swiftnbd.store.base import Body, Store
 from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
 
@@ -184,7 +184,7 @@ class Interrupted(MemoryStore):
         self.puts = puts
         self.reached = asyncio.Event()
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         if name.startswith(PART_PREFIX):
             self.puts -= 1
             if self.puts < 0:
@@ -273,7 +273,7 @@ async def test_locked_container_is_not_written(disk: Store, image: Path, told: T
 
 async def test_image_that_changes_meanwhile_is_said(image: Path, told: Told) -> None:
     class Touching(MemoryStore):
-        async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+        async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
             if name.startswith(PART_PREFIX):
                 os.utime(image, ns=(1, 1))
             return await super().put(name, data, if_absent=if_absent)
@@ -288,7 +288,7 @@ async def test_image_that_changes_meanwhile_is_said(image: Path, told: Told) -> 
 
 async def test_store_that_fails_leaves_an_upload_to_go_on_with(image: Path, told: Told) -> None:
     class Full(Interrupted):
-        async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+        async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
             if name == object_name(5) and self.puts < 100:
                 raise StoreError("quota")
             self.puts += 1

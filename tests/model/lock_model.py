@@ -28,7 +28,7 @@ from swiftnbd.export.lock import NOBODY, Lock
 from swiftnbd.export.pace import DRIFT, Pace, Timing
 from swiftnbd.export.process import Process
 from swiftnbd.export.watch import Watch
-from swiftnbd.store.base import Blob, Buffer, ContainerInfo, Listed, ObjectInfo, Store
+from swiftnbd.store.base import Blob, Body, ContainerInfo, Listed, ObjectInfo, Store
 from swiftnbd.store.memory import MemoryContainer, MemoryObject
 
 # Everything is five times as fast as by default, and renewals are fewer: more of what matters in
@@ -458,7 +458,7 @@ class ModelStore(Store):
         answer: ObjectInfo | None = await self._send(Request(do))
         return answer
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         body = bytes(data)
         etag = md5(body).hexdigest()
 

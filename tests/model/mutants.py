@@ -15,7 +15,7 @@ from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export import changing, disk, export, parallel
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
-from swiftnbd.export.changing import Change, Pieces, Writer
+from swiftnbd.export.changing import Change, Parts, Writer
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags
@@ -186,7 +186,7 @@ def read_modify_write_is_not_atomic(patch: pytest.MonkeyPatch) -> None:
     write_pieces = Writer._write_pieces
 
     async def slowly(
-        self: Writer, pieces: Pieces, changes: list[Change], *, keep_zeros: bool = False
+        self: Writer, pieces: Parts, changes: list[Change], *, keep_zeros: bool = False
     ) -> None:
         for part, data in pieces:
             whole = part, data
@@ -216,6 +216,14 @@ def fetch_overwrites_what_was_written_meanwhile(patch: pytest.MonkeyPatch) -> No
             self.move(State.CLEAN)
 
     patch.setattr(Block, "fill", fill)
+
+
+@mutant
+def block_is_not_frozen_while_it_is_stored(patch: pytest.MonkeyPatch) -> None:
+    def thawed(self: Block) -> Buffer:
+        return self.data
+
+    patch.setattr(Block, "hold", thawed)
 
 
 @mutant
@@ -324,12 +332,12 @@ def extents_forget_what_was_written_over_a_hole(patch: pytest.MonkeyPatch) -> No
 def absence_outlives_a_put_whose_reply_was_lost(patch: pytest.MonkeyPatch) -> None:
     change = DiskObjects._change
 
-    @contextlib.contextmanager
-    def trusting(self: DiskObjects, index: int) -> Iterator[set[int]]:
+    async def trusting(
+        self: DiskObjects, index: int, request: Callable[[], Awaitable[Any]]
+    ) -> tuple[Any, set[int]]:
         before = self.presence.get(index)
         try:
-            with change(self, index) as were_local:
-                yield were_local
+            return await change(self, index, request)
         except SwiftnbdError:
             self.presence.set(index, before)
             raise
@@ -341,11 +349,11 @@ def absence_outlives_a_put_whose_reply_was_lost(patch: pytest.MonkeyPatch) -> No
 def what_is_seen_before_a_late_change_lands_is_taken_for_final(patch: pytest.MonkeyPatch) -> None:
     change = DiskObjects._change
 
-    @contextlib.contextmanager
-    def forgetful(self: DiskObjects, index: int) -> Iterator[set[int]]:
+    async def forgetful(
+        self: DiskObjects, index: int, request: Callable[[], Awaitable[Any]]
+    ) -> tuple[Any, set[int]]:
         try:
-            with change(self, index) as were_local:
-                yield were_local
+            return await change(self, index, request)
         finally:
             self._doubtful.discard(index)
 

@@ -15,7 +15,7 @@ from swiftnbd.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from swiftnbd.store.base import Blob, Buffer, ContainerInfo, Listed, ObjectInfo, Place, Store
+from swiftnbd.store.base import Blob, Body, ContainerInfo, Listed, ObjectInfo, Place, Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
 from swiftnbd.store.retrying import (
     CORRUPT_TRIES_MAX,
@@ -74,7 +74,7 @@ class Shaky(MemoryStore):
         info: ObjectInfo | None = await self._do("head", name, newest=newest)
         return info
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         return str(await self._do("put", name, data, if_absent=if_absent))
 
     async def copy(self, name: str, source: Place, etag: str) -> None:

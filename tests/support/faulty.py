@@ -20,7 +20,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
     ObjectInfo,
@@ -240,8 +240,9 @@ class Faulty(Store):
         async with self._call("head", name):
             return await self.store.head(name, newest=newest)
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
-        blob = Blob(bytes(data), md5(data).hexdigest())
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
+        whole = bytes(data)
+        blob = Blob(whole, md5(whole).hexdigest())
         number = self._send(name)
         async with self._call("put", name, (number, blob)):
             etag = await self.store.put(name, blob.data, if_absent=if_absent)

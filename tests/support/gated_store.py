@@ -12,7 +12,7 @@ from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
     Blob,
-    Buffer,
+    Body,
     ContainerInfo,
     Listed,
 )
@@ -119,7 +119,7 @@ class GatedStore(MemoryStore):
         await self._before(f"get {name}")
         return await super().get(name, start=start, length=length, newest=newest, size_max=size_max)
 
-    async def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> str:
+    async def put(self, name: str, data: Body, *, if_absent: bool = False) -> str:
         await self._before(f"put {name}")
         etag = await super().put(name, data, if_absent=if_absent)
         await self._after(f"put {name}")

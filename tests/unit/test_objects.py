@@ -50,12 +50,10 @@ class Objects:
         return await self.disk.get(index, lambda: (start, end), urgent=True)
 
     async def put(self, index: int, data: bytes) -> None:
-        async with self.disk.turn():
-            await self.disk.put(index, data)
+        await self.disk.in_turn(lambda: self.disk.put(index, data))
 
     async def delete(self, index: int) -> None:
-        async with self.disk.turn():
-            await self.disk.delete(index)
+        await self.disk.in_turn(lambda: self.disk.delete(index))
 
     def state(self, index: int) -> State:
         return self.disk.presence.get(index)
@@ -251,9 +249,12 @@ async def test_nothing_is_remembered_of_a_disk_that_others_may_change() -> None:
 
 async def test_waiting_for_a_turn_counts_against_the_time_and_gives_it_back() -> None:
     objects = await made(request_seconds=0.02)
-    async with objects.slots.one(urgent=False), objects.slots.one(urgent=False):
-        with pytest.raises(ExportError, match="no answer within") as caught:
-            await objects.put(1, A)
+    let_go = asyncio.Event()
+    others = [await begun(objects.slots.run(let_go.wait, urgent=False)) for _ in range(2)]
+    with pytest.raises(ExportError, match="no answer within") as caught:
+        await objects.put(1, A)
+    let_go.set()
+    await asyncio.gather(*others)
     assert caught.value.errno == EIO
     assert objects.store.count("put") == 0
     assert objects.slots.free == objects.slots.total

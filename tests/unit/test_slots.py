@@ -2,6 +2,7 @@
 """Slots for requests: how many at once, who goes first, and that none is lost."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -17,16 +18,15 @@ class Holder:
     def __init__(self, slots: Slots, *, urgent: bool) -> None:
         self.holds = False
         self.urgent = urgent
-        self.task = begin(self._hold(slots, urgent))
+        self.task = begin(slots.run(self._hold, urgent=urgent))
         self._done = asyncio.Event()
 
-    async def _hold(self, slots: Slots, urgent: bool) -> None:
-        async with slots.one(urgent=urgent):
-            self.holds = True
-            try:
-                await self._done.wait()
-            finally:
-                self.holds = False
+    async def _hold(self) -> None:
+        self.holds = True
+        try:
+            await self._done.wait()
+        finally:
+            self.holds = False
 
     async def let_go(self) -> None:
         self._done.set()
@@ -101,13 +101,15 @@ async def test_waiting_requests_of_a_key_become_urgent_and_keep_their_order() ->
     slots = Slots(3, 1)
     served: list[int] = []
 
-    async def hold(number: int, key: int) -> None:
-        async with slots.one(urgent=False, key=key):
-            served.append(number)
-            await done.wait()
+    async def hold(number: int) -> None:
+        served.append(number)
+        await done.wait()
 
     done = asyncio.Event()
-    tasks = [begin(hold(number, key)) for number, key in enumerate((1, 1, 2, 3, 2))]
+    tasks = [
+        begin(slots.run(partial(hold, number), urgent=False, key=key))
+        for number, key in enumerate((1, 1, 2, 3, 2))
+    ]
     await turns()
     assert served == [0, 1]
     slots.hurry(4)  # nobody's
@@ -122,9 +124,12 @@ async def test_waiting_requests_of_a_key_become_urgent_and_keep_their_order() ->
 
 async def test_error_inside_gives_the_slot_back() -> None:
     slots = Slots(1, 0)
+
+    async def fails() -> None:
+        raise OSError("inside")
+
     with pytest.raises(OSError, match="inside"):
-        async with slots.one(urgent=False):
-            raise OSError("inside")
+        await slots.run(fails, urgent=False)
     assert slots.free == 1
 
 

@@ -11,7 +11,7 @@ from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.settings import CacheSettings
 from swiftnbd.export.turns import Turns
-from swiftnbd.store.base import Buffer
+from swiftnbd.store.base import Body
 from swiftnbd.store.memory import MemoryStore
 from tests.support.loopback import until
 
@@ -21,7 +21,7 @@ CLIENT = Client("c", "192.0.2.1", 7)
 class Moody(MemoryStore):
     is_down = False
 
-    async def put(self, name: str, data: Buffer, **options: object) -> str:
+    async def put(self, name: str, data: Body, **options: object) -> str:
         if self.is_down:
             raise StoreUnavailable("down")
         return await super().put(name, data)
