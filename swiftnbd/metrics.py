@@ -8,10 +8,10 @@ of names of metrics, nor takes a lock: all of it belongs to the event loop's thr
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import Self
 
 # From a hit in the cache, some 50 us, to the minute for which a store is tried.
 SECONDS_BOUNDS = (
@@ -116,9 +116,27 @@ class Counters:
 
 @dataclass(slots=True)
 class Seen:
-    """What a request has got so far."""
+    """A request under way, while it is a context: its ``status`` becomes known, or never.
 
+    One that is cancelled has ended because nobody wanted it any more: it tells nothing.
+    """
+
+    traffic: "StoreTraffic"
+    method: str
     status: int | None = None
+    _begin: float = 0.0
+
+    def __enter__(self) -> Self:
+        self._begin = self.traffic.clock()
+        self.traffic.under_way += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.traffic.under_way -= 1
+        if kind is None:
+            self.traffic.ended(self.method, self.status, self._begin)
+        elif issubclass(kind, Exception):  # a body that ended early is no answer, too
+            self.traffic.ended(self.method, None, self._begin)
 
 
 @dataclass(slots=True)
@@ -138,25 +156,12 @@ class StoreTraffic:
     bad_at: float | None = None  # when it did not, or with an error of its own
     _since: float = 0.0
 
-    @contextmanager
-    def request(self, method: str) -> Iterator[Seen]:
-        """A request is under way; its status becomes known in between, or never.
+    def request(self, method: str) -> Seen:
+        """A request that is about to be sent."""
+        return Seen(self, method)
 
-        One that is cancelled has ended because nobody wanted it any more: it tells nothing.
-        """
-        begin, seen = self.clock(), Seen()
-        self.under_way += 1
-        try:
-            yield seen
-        except Exception:
-            self._ended(method, None, begin)  # a body that ended early is no answer, too
-            raise
-        else:
-            self._ended(method, seen.status, begin)
-        finally:
-            self.under_way -= 1
-
-    def _ended(self, method: str, status: int | None, begin: float) -> None:
+    def ended(self, method: str, status: int | None, begin: float) -> None:
+        """A request that began then was answered; ``status`` None: it was not."""
         now = self.clock()
         self.requests[method, "" if status is None else str(status)] += 1
         durations = self.durations.get(method)

@@ -16,9 +16,9 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -77,7 +77,8 @@ class Http:
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         self._expect_continue = expect_continue
-        self._proxies: Proxies | None = None
+        self._storage = URL()
+        self._proxies: Proxies | None = None  # those of the storage URL's host
         self._closed = False
 
     async def close(self) -> None:
@@ -90,6 +91,7 @@ class Http:
         self,
         what: str,
         method: str,
+        storage: URL,
         url: URL,
         headers: Mapping[str, str],
         data: Body | None,
@@ -97,7 +99,8 @@ class Http:
     ) -> Answer:
         """One try, on one of the addresses of Swift; on the next if that one did nothing of it.
 
-        ``what`` begins the message of an error. A body in the answer may have ``body_max`` bytes.
+        ``what`` begins the message of an error. ``url`` is below ``storage``, whose host it is. A
+        body in the answer may have ``body_max`` bytes.
         """
         body = None if data is None else _Body(data)
         options: dict[str, Any] = {
@@ -112,7 +115,7 @@ class Http:
             options["data"] = body
             options["expect100"] = self._expect_continue and len(data or b"") > 0
         exchange = _Exchange(what, method, url, options, body, body_max)
-        proxies = await self._proxies_at(url)
+        proxies = await self._proxies_at(storage)
         begin, tried = time.monotonic(), list[Proxy]()
         while True:
             try:
@@ -146,12 +149,14 @@ class Http:
             connect = min(connect, timeouts.connect_seconds_among_several)
         connections = proxy.connections
         connections.take()
-        silence = _Silence(proxies, proxy, exchange, timeouts)
+        patience = asyncio.timeout(timeouts.total_seconds)
+        silence = _Silence(
+            proxies, proxy, exchange, patience, timeouts.silent_seconds_among_several
+        )
         try:
-            with self._traffic.request(exchange.method) as seen:
-                async with asyncio.timeout(timeouts.total_seconds) as patience:
-                    with silence.noticed(patience):
-                        return await exchange.carry_out(connections.session, connect, proxy, seen)
+            with self._traffic.request(exchange.method) as seen, silence:
+                async with patience:
+                    return await exchange.carry_out(connections.session, connect, proxy, seen)
         except (aiohttp.ClientConnectorError, TimeoutError):
             await proxy.failed()
             # asked again: the body may have been asked for, and sent, since the silence was noticed
@@ -162,22 +167,27 @@ class Http:
             await proxy.drop_connections()  # the others may have ended with this one
             raise
         finally:
-            await connections.done()
+            if connections.done():
+                await connections.close()
 
-    async def _proxies_at(self, url: URL) -> Proxies:
+    async def _proxies_at(self, storage: URL) -> Proxies:
         """Those behind the host of the storage URL, which another login may have changed."""
         if self._closed:
             raise StoreError("the Swift account is closed")
-        host, port = url.host, url.port
+        if self._proxies is None or storage is not self._storage:
+            await self._move_to(storage)
+        assert self._proxies is not None
+        return self._proxies
+
+    async def _move_to(self, storage: URL) -> None:
+        host, port = storage.host, storage.port
         assert host is not None
         assert port is not None
-        old = self._proxies
+        self._storage, old = storage, self._proxies
         if old is None or (old.host, old.port) != (host, port):
             self._proxies = Proxies(host, port, self._new_session)
             if old is not None:
                 await old.close()
-        assert self._proxies is not None
-        return self._proxies
 
     def _new_session(self, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
         session = aiohttp.ClientSession(
@@ -229,8 +239,7 @@ class _Exchange:
         async with session.request(
             self.method,
             self.url,
-            # no total: it would not cover how a body is read here
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+            timeout=_connect_timeout(connect),
             **self.options,
         ) as response:
             proxy.answered()
@@ -241,31 +250,39 @@ class _Exchange:
 
 
 class _Silence:
-    """Ends a request on an address that answers nobody, if there is another to ask."""
+    """Ends a request on an address that answers nobody, if there is another to ask.
+
+    While this is a context, ``patience`` is made to end at once after so many silent ``seconds``.
+    """
 
     def __init__(
-        self, proxies: Proxies, proxy: Proxy, exchange: _Exchange, timeouts: Timeouts
+        self,
+        proxies: Proxies,
+        proxy: Proxy,
+        exchange: _Exchange,
+        patience: asyncio.Timeout,
+        seconds: float,
     ) -> None:
         self.was_long = False
         self._proxies, self._proxy, self._exchange = proxies, proxy, exchange
         self._answers = proxy.answers
-        self._seconds = timeouts.silent_seconds_among_several
+        self._patience, self._seconds = patience, seconds
+        self._timer: asyncio.TimerHandle | None = None
 
-    @contextmanager
-    def noticed(self, patience: asyncio.Timeout) -> Iterator[None]:
-        """While this lasts, ``patience`` may be made to end at once."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._seconds, self._look, patience)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def __enter__(self) -> None:
+        if self._proxies.has_other([self._proxy]):  # mostly there is none, and no timer to pay for
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._seconds, self._look)
 
-    def _look(self, patience: asyncio.Timeout) -> None:
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
         is_silent = self._proxy.answers == self._answers
         if is_silent and self._exchange.is_harmless and self._proxies.has_better(self._proxy):
             self.was_long = True
-            patience.reschedule(asyncio.get_running_loop().time())
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
 
 class _Request(aiohttp.ClientRequest):
@@ -302,6 +319,12 @@ class _Body(aiohttp.Payload):
             view = memoryview(piece)
             for start in range(0, len(view), SEND_BYTES_MAX):
                 await writer.write(view[start : start + SEND_BYTES_MAX])
+
+
+@cache
+def _connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    """For connecting only: a total would not cover how a body is read here."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=seconds)
 
 
 async def _read(what: str, response: aiohttp.ClientResponse, body_max: int) -> bytes:

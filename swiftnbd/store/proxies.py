@@ -40,18 +40,20 @@ class Connections:
         """A request begins. It calls `done` when it has ended."""
         self._users += 1
 
-    async def done(self) -> None:
+    def done(self) -> bool:
+        """Whether they must be closed now: they are given up, and that was the last request."""
         self._users -= 1
-        await self._close_if_unused()
+        return self._is_given_up and not self._users
 
     async def give_up(self) -> None:
         """No request will begin on them any more."""
         self._is_given_up = True
-        await self._close_if_unused()
+        if not self._users:
+            await self.close()
 
-    async def _close_if_unused(self) -> None:
-        if self._is_given_up and not self._users:
-            await self.session.close()
+    async def close(self) -> None:
+        """Close them."""
+        await self.session.close()
 
 
 class Proxy:
@@ -121,6 +123,8 @@ class Proxies:
                 raise error
         if self._is_closed:  # another login may have led elsewhere meanwhile
             raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+        if len(self._proxies) == 1:
+            return self._proxies[0]
         left = [proxy for proxy in self._proxies if proxy not in tried] or self._proxies
         among = [proxy for proxy in left if proxy.is_good] or left
         self._turn += 1

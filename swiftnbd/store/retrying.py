@@ -225,7 +225,9 @@ class Retrying(Store):
             effort.tries += 1
             self._traffic.retries += effort.tries > 1
             try:
-                return await self._try(effort, attempt)
+                if self._circuit is None:
+                    return await self._try_alone(effort, attempt)
+                return await self._try_in_circuit(self._circuit, effort, attempt)
             except CorruptObject as error:
                 effort.corrupt += 1
                 if effort.corrupt >= CORRUPT_TRIES_MAX or effort.last:
@@ -238,19 +240,13 @@ class Retrying(Store):
             else:
                 await self._wait(effort, failed)
 
-    async def _try(self, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]) -> T:
-        if self._circuit is None:
-            return await self._try_alone(effort, attempt)
-        return await self._try_in_circuit(self._circuit, effort, attempt)
-
     async def _try_in_circuit(
         self, circuit: Circuit, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]
     ) -> T:
         """One try whose end, or lack of one, all others who use the container learn of."""
         began = circuit.began()
-        seconds = circuit.hangs_seconds
-        hangs = StoreUnavailable(f"{self.label}: {effort.what}: no answer for {seconds:g} s")
-        alarm = asyncio.get_running_loop().call_later(seconds, circuit.suspect, began, hangs)
+        loop, seconds = asyncio.get_running_loop(), circuit.hangs_seconds
+        alarm = loop.call_later(seconds, self._hangs, circuit, began, effort)
         try:
             result = await self._try_alone(effort, attempt)
         except StoreUnavailable as error:
@@ -263,6 +259,10 @@ class Retrying(Store):
             alarm.cancel()
         circuit.answered()
         return result
+
+    def _hangs(self, circuit: Circuit, began: int, effort: Effort) -> None:
+        silence = f"no answer for {circuit.hangs_seconds:g} s"
+        circuit.suspect(began, StoreUnavailable(f"{self.label}: {effort.what}: {silence}"))
 
     async def _try_alone(self, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]) -> T:
         """One try, which has an end even if the store below forgets its own limits."""

@@ -208,4 +208,4 @@ class SwiftAccount:
     ) -> Answer:
         url = access.url(path, query)
         headers = {**(headers or {}), "X-Auth-Token": access.token}
-        return await self._http.send(what, method, url, headers, data, body_max)
+        return await self._http.send(what, method, access.storage, url, headers, data, body_max)

@@ -146,8 +146,8 @@ async def test_a_put_whose_body_goes_out_while_it_is_given_up_is_not_sent_to_ano
     """Two proxies could carry it out; the second would call what the first made somebody else's."""
     look = http_module._Silence._look
 
-    def sent_meanwhile(self: http_module._Silence, patience: asyncio.Timeout) -> None:
-        look(self, patience)
+    def sent_meanwhile(self: http_module._Silence) -> None:
+        look(self)
         assert self._exchange.body is not None
         self._exchange.body.is_begun = True
 
