@@ -117,6 +117,8 @@ PAGES = {
                  "swiftnbd-server -f -a s3:": _BUCKET},
     ),
     "docs/operations.md": Page(before=_DEMO),
+    "docs/plugin-reference.md": Page(),
+    "docs/plugins.md": Page(),
     "docs/qemu.md": Page(
         before=_DEMO,
         not_run={"qemu-system-x86_64": "a guest without an end; tests/e2e/test_qemu.py and the VM "
