@@ -103,4 +103,6 @@ def main(name: str) -> int:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
+    if os.getpid() != 1:  # not in namespaces yet: what is mounted would be mounted for everybody
+        os.execvp("unshare", command(sys.argv[1]))
     sys.exit(main(sys.argv[1]))
