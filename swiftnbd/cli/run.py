@@ -57,8 +57,13 @@ def run(command: click.Command, program: str, argv: Sequence[str] | None = None)
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; after an interrupt without waiting for any thread."""
-    if code == Exit.INTERRUPTED:
+    """End the process; after an interrupt without waiting for any thread.
+
+    Nor for those of obstore: they cannot be told to end, and one that has something to say to an
+    interpreter that is going away aborts the process.
+    """
+    if code == Exit.INTERRUPTED or "obstore" in sys.modules:
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -227,19 +227,20 @@ class Bucket:
     async def rows(self, what: str, folder: str, after: str = "") -> AsyncGenerator[Row, None]:
         """All objects below ``folder`` ('' or without a slash at its end), in the order of keys.
 
-        ``after``: those whose keys come behind it.
+        ``after``: those whose keys come behind it, also of a service that lists all of them.
         """
         stream = self._obstore.list(
             self._store, folder or None, offset=after or None, chunk_size=PAGE_NAMES
         )
-        last = after
+        last = ""
         while page := await self._page(what, stream):
             for each in page:
                 key = each["path"]
                 if key <= last:  # S3's directory buckets do so
-                    raise CorruptObject(f"{what}: the listing is not in the order of names")
+                    raise StoreError(f"{what}: the listing is not in the order of names")
                 last = key
-                yield Row(key, each["size"])
+                if key > after:
+                    yield Row(key, each["size"])
 
     async def folders(self, what: str, folder: str) -> list[str]:
         """The names of the folders in ``folder``, one request for each and each 1000 files."""

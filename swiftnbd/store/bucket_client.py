@@ -70,11 +70,14 @@ def _credential(key_id: str, secret: str, token: str | None) -> "S3Credential":
 
 
 def _client_options(settings: BucketSettings) -> Any:
+    is_plain = settings.option("endpoint").startswith("http://")
     options: Any = {
         "connect_timeout": timedelta(seconds=CONNECT_SECONDS_MAX),
         "timeout": timedelta(seconds=REQUEST_SECONDS_MAX),
-        "allow_http": settings.option("endpoint").startswith("http://"),
-        "allow_invalid_certificates": settings.tls.insecure,
+        "allow_http": is_plain,
+        # without HTTPS there is none to verify, and the library would look for authorities all the
+        # same, and not start where the system trusts none
+        "allow_invalid_certificates": settings.tls.insecure or is_plain,
     }
     if settings.tls.ca_file is not None:
         try:

@@ -46,6 +46,7 @@ _CAUSES = (
     ("kind: Timeout", "no answer in time"),
     ("UnknownIssuer", "its certificate is of an authority that is not trusted"),
     ("InvalidCertificate", "its certificate is not valid"),
+    ("No CA certificates", "this machine trusts no authority: install ca-certificates, or cacert"),
     ("InvalidContentType", "it does not speak TLS"),
     ("IncompleteBody", "the answer ended early"),
     ("ConnectionReset", "connection reset"),

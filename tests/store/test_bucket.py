@@ -9,7 +9,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from hashlib import md5
+from typing import Any
 
+import obstore
 import pytest
 from obstore.store import MemoryStore as MemoryClient
 
@@ -24,7 +26,7 @@ from swiftnbd.store.base import Store
 from swiftnbd.store.bucket import Bucket
 from swiftnbd.store.bucket_settings import BucketSettings
 from swiftnbd.store.bucket_store import BucketStore
-from swiftnbd.store.open_bucket import open_bucket
+from swiftnbd.store.open_bucket import containers, open_bucket
 from tests.store.contract import DATA, NAME, ODD_NAMES, BackDoor, StoreContract, etag_of
 from tests.store.plain_http import BucketBack
 from tests.support.buckets import BUCKET, bucket_settings, make_bucket
@@ -43,7 +45,6 @@ class BucketContract(StoreContract):
 
     odd_names = tuple(name for name in ODD_NAMES if not {"", ".", ".."} & set(name.split("/")))
     last_name = "\ufffd"
-    soon = SOON
 
     @pytest.fixture
     async def fresh(self, bucket: Bucket, container_name: str) -> AsyncIterator[Store]:
@@ -53,7 +54,7 @@ class BucketContract(StoreContract):
 
     @pytest.fixture
     async def impatient(self, bucket: Bucket, container_name: str) -> AsyncIterator[Store]:
-        store = open_bucket(bucket, container_name, self.soon)
+        store = open_bucket(bucket, container_name, SOON)
         yield store
         await store.close()
 
@@ -68,9 +69,7 @@ class BucketContract(StoreContract):
 
     def beside(self, store: Store, *, impatient: bool = False) -> Store:
         assert store.place is not None
-        return open_bucket(
-            self.shared, f"{store.place.container}-other", self.soon if impatient else 60
-        )
+        return open_bucket(self.shared, f"{store.place.container}-other", SOON if impatient else 60)
 
     # A PUT finds no container where its metadata cannot be read, and that may pass.
     @pytest.mark.allows_log("WARNING .*outage of .*: COPY .*404.*; requests wait")
@@ -151,8 +150,6 @@ class MemoryBack(BackDoor):
 class TestBucketInMemory(BucketContract):
     """Conditions are honoured, ETags are no MD5."""
 
-    soon = 0.1
-
     @pytest.fixture
     def client(self) -> MemoryClient:
         return MemoryClient()
@@ -186,6 +183,23 @@ class TestBucketInMemory(BucketContract):
         await moved.set_metadata({"key": "value"})
         await store.info()
         assert store.admits_one_creator
+
+    async def test_a_service_that_lists_from_the_beginning_does_no_harm(
+        self, store: Store, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Azure's emulator, for one, knows nothing of where to begin."""
+        whole = obstore.list
+
+        def forgetful(*arguments: Any, offset: str | None, **options: Any) -> Any:
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(obstore, "list", forgetful)
+        for number in range(5):
+            await store.put(f"n/{number}", b"x")
+        page = await store.listing(prefix="n/", after="n/1", limit=2)
+        assert [row.name for row in page] == ["n/2", "n/3"]
+        assert store.place is not None
+        assert await containers(bucket) == [store.place.container]
 
     async def test_damaged_bytes_are_found_out(
         self, store: Store, back: BackDoor, client: MemoryClient

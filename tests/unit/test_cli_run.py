@@ -3,6 +3,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import click
@@ -99,3 +101,13 @@ def test_signal_handlers_are_put_back() -> None:
 
     assert run_interruptible("prog", work) == 7
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_who_has_used_obstore_leaves_without_waiting_for_its_threads() -> None:
+    """One of them could abort the process while the interpreter goes away."""
+    code = (
+        "import atexit, sys; from swiftnbd.cli.run import leave; "
+        "atexit.register(lambda: print('late')); import obstore; print('said'); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "")
