@@ -353,7 +353,7 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
 ) -> None:
     monkeypatch.setattr(export_module, "KEPT_RETRY_SECONDS", 60)
     (export,) = exports_of(store)
-    export.pace = Pace(term_seconds=0.3)
+    export.pace = Pace(term_seconds=1.5)
     async with serving(export, stops_whole=False) as served:
         store.fail("put disk.part")
         async with await served.attached() as peer:

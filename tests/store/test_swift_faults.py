@@ -531,7 +531,7 @@ async def test_slow_requests_are_logged_with_object_and_time(
 ) -> None:
     caplog.set_level(logging.INFO)
     fake.objects[NAME] = DATA
-    account = SwiftAccount(fake, Timeouts(5, 0.3), traffic=StoreTraffic(slow_seconds=0.3))
+    account = SwiftAccount(fake, Timeouts(5, 0.6), traffic=StoreTraffic(slow_seconds=0.6))
     store = SwiftStore(account, "c")
     await store.put("quick", DATA)
     fake.script(Reply(no_head=True, then="hang"), path=f"/c/{NAME}")

@@ -269,7 +269,7 @@ async def test_flush_covers_a_write_made_while_an_earlier_one_is_uploading() -> 
 
 
 async def test_flush_gives_up_at_its_deadline_and_the_next_one_succeeds() -> None:
-    async with a_disk(flush_seconds=0.01) as disk:
+    async with a_disk(flush_seconds=0.2) as disk:
         await disk.device.write(0, A)
         gate = disk.script.hold("put")
         with pytest.raises(
@@ -483,7 +483,7 @@ async def test_close_ends_a_fetch_nobody_waits_for() -> None:
 
 
 async def test_close_gives_up_at_the_deadline_and_can_be_tried_again() -> None:
-    async with a_disk(flush_seconds=0.01) as disk:
+    async with a_disk(flush_seconds=0.2) as disk:
         await disk.device.write(0, A)
         gate = disk.script.hold("put")
         with pytest.raises(ExportError):
@@ -544,14 +544,14 @@ async def test_failed_device_never_answers_again_and_says_what_is_lost() -> None
 
 
 async def test_flush_of_much_on_a_slow_store_goes_on_as_long_as_something_is_stored() -> None:
-    async with a_disk(settings=caching(32), flush_seconds=0.2) as disk:
+    async with a_disk(settings=caching(32), flush_seconds=0.6) as disk:
         gates = [Gate() for _ in range(6)]
         for gate in gates:
             disk.script.on("put", Fault(before=gate))
         await disk.device.write(0, A * 6)
         flushing = await begun(disk.device.flush())
-        for gate in gates:  # 0.6 s, three times as long as it may take without any progress
-            await asyncio.sleep(0.1)
+        for gate in gates:  # 0.9 s, longer than it may take without any progress
+            await asyncio.sleep(0.15)
             gate.open()
         await flushing
         assert disk.image()[: 6 * SIZE] == A * 6

@@ -129,7 +129,7 @@ async def test_write_of_a_whole_block_ends_the_wait_for_its_old_bytes() -> None:
 
 async def test_waiting_for_a_turn_counts_against_the_time_of_a_request() -> None:
     """Otherwise many requests behind a hanging store would fail one batch after the other."""
-    async with a_disk(objects=64, settings=caching(256), request_seconds=0.05) as disk:
+    async with a_disk(objects=64, settings=caching(256), request_seconds=0.5) as disk:
         disk.script.hold("put", times=64)
         await disk.device.write(0, A * 64)
         with pytest.raises(ExportError, match="no answer within"):

@@ -248,7 +248,7 @@ async def test_nothing_is_remembered_of_a_disk_that_others_may_change() -> None:
 
 
 async def test_waiting_for_a_turn_counts_against_the_time_and_gives_it_back() -> None:
-    objects = await made(request_seconds=0.02)
+    objects = await made(request_seconds=0.2)
     let_go = asyncio.Event()
     others = [await begun(objects.slots.run(let_go.wait, urgent=False)) for _ in range(2)]
     with pytest.raises(ExportError, match="no answer within") as caught:
@@ -262,7 +262,7 @@ async def test_waiting_for_a_turn_counts_against_the_time_and_gives_it_back() ->
 
 
 async def test_store_that_does_not_answer_is_given_up() -> None:
-    objects = await made(request_seconds=0.02)
+    objects = await made(request_seconds=0.2)
     gate = objects.script.hold("put")
     with pytest.raises(ExportError, match="no answer within"):
         await objects.put(1, A)
