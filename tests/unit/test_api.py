@@ -7,6 +7,7 @@ from errno import ENOTSUP, EPERM
 
 import pytest
 
+from swiftnbd import api
 from swiftnbd.api import Buffer, Device, ExportError, Extent, Filter, Profile, is_hole
 from swiftnbd.errors import ExportUnusable
 from tests.support.byte_device import BLOCK, ByteDevice
@@ -204,3 +205,17 @@ async def test_filter_that_counts_reads_at_once_still_reads() -> None:
     assert counting.read_now(0, 10) is not None
     assert counting.count == 1
     assert counting.write_now(0, b"x")
+
+
+def test_names_of_version_1_are_all_there() -> None:
+    """What was written against it keeps working: this list only ever grows."""
+    version_1 = {
+        "API_VERSION", "BOOLEAN", "EXTENTS_MAX", "FRACTION", "HOLE_BYTES_MAX", "INTEGER", "OFFSET",
+        "PATH", "SECONDS", "SIZE", "TEXT", "Buffer", "Client", "ConfigError", "Device",
+        "ExportError", "Extent", "Filter", "FilterPlugin", "Kind", "Opening", "Plugin", "Profile",
+        "StoreUnavailable", "SwiftnbdError", "choice", "hole", "holes", "integer", "is_hole",
+        "other_keys", "parameter", "size",
+    }  # fmt: skip
+    assert version_1 <= set(api.__all__)
+    assert all(hasattr(api, name) for name in version_1)
+    assert api.API_VERSION == 1

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""The devices of our plugins, against a plain array of bytes; and what a file can do to one."""
+
+import asyncio
+import ctypes
+import os
+import random
+import threading
+from collections.abc import Callable
+from errno import EIO, ENOTSUP, EOPNOTSUPP
+from pathlib import Path
+
+import pytest
+
+from swiftnbd.api import ConfigError, Device, ExportError, Opening
+from swiftnbd.plugins import file as file_plugin
+from swiftnbd.plugins.file import File, FileDevice
+from swiftnbd.plugins.memory import PAGE_BYTES, MemoryDevice
+from swiftnbd.plugins.pattern import pattern
+
+SIZE = 5 * PAGE_BYTES + 1000
+Make = Callable[[Path], Device]
+
+
+def memory(path: Path) -> Device:
+    return MemoryDevice(SIZE)
+
+
+def sparse_file(path: Path) -> FileDevice:
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return FileDevice(path, 2, read_only=False)
+
+
+@pytest.mark.parametrize("make", [memory, sparse_file])
+@pytest.mark.parametrize("seed", range(3))
+async def test_device_is_an_array_of_bytes(make: Make, seed: int, tmp_path: Path) -> None:
+    device, model = make(tmp_path / "disk"), bytearray(SIZE)
+    chance = random.Random(seed)
+    for _ in range(150):
+        offset = chance.randrange(SIZE)
+        length = min(chance.choice((1, 700, PAGE_BYTES, 3 * PAGE_BYTES)), SIZE - offset)
+        match chance.choice(("write", "write_now", "zero", "zero", "trim", "read")):
+            case "zero":
+                await device.zero(offset, length, no_hole=chance.random() < 0.5)
+                model[offset : offset + length] = bytes(length)
+            case "trim":
+                await device.trim(offset, length)
+                after = b"".join(await device.read(offset, length))
+                model[offset : offset + length] = after  # whatever it is now
+            case "read":
+                assert b"".join(await device.read(offset, length)) == model[offset:][:length]
+                pieces = device.read_now(offset, length)
+                assert pieces is None or b"".join(pieces) == model[offset : offset + length]
+            case how:
+                data = chance.randbytes(length)
+                if how == "write" or not device.write_now(offset, data):
+                    await device.write(offset, data)
+                model[offset : offset + length] = data
+    await check_extents(device, model)
+    await device.close()
+
+
+async def check_extents(device: Device, model: bytearray) -> None:
+    """What is said to be zeros is zeros, and the whole disk is told of."""
+    at = 0
+    while at < SIZE:
+        for length, _, zero in await device.extents(at, SIZE - at, count=3):
+            assert length > 0
+            assert not zero or not any(model[at : at + length])
+            at += length
+    assert at == SIZE
+
+
+async def test_pieces_of_memory_do_not_change_afterwards() -> None:
+    device = MemoryDevice(SIZE)
+    device.write_now(0, b"before")
+    pieces = device.read_now(0, 6)
+    device.write_now(0, b"after!")
+    assert pieces is not None
+    assert b"".join(pieces) == b"before"
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7, 8, 4093])
+@pytest.mark.parametrize("length", [1, 8, 23])
+def test_pattern_is_the_offset_of_each_word(offset: int, length: int) -> None:
+    whole = b"".join(at.to_bytes(8, "big") for at in range(0, 8192, 8))
+    assert pattern(offset, length) == whole[offset : offset + length]
+
+
+async def test_flush_that_failed_once_fails_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes what it could not write for written."""
+    device = sparse_file(tmp_path / "disk")
+
+    def failing(descriptor: int) -> None:
+        raise OSError(EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            await device.flush()
+    with pytest.raises(OSError, match="Input/output error"):
+        await device.flush()
+    with pytest.raises(OSError, match="Input/output error"):
+        await device.close()
+
+
+async def test_file_that_has_become_shorter_is_an_error_not_zeros(tmp_path: Path) -> None:
+    device = sparse_file(tmp_path / "disk")
+    os.truncate(tmp_path / "disk", 1000)
+    assert device.read_now(0, 2000) is None
+    with pytest.raises(ExportError, match="has become shorter"):
+        await device.read(0, 2000)
+    await device.close()
+
+
+async def test_zeros_are_written_where_holes_cannot_be_punched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object) -> int:
+        ctypes.set_errno(EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr(file_plugin, "_fallocate", unable)
+    device = sparse_file(tmp_path / "disk")
+    await device.write(0, b"x" * 5000)
+    with pytest.raises(ExportError) as caught:
+        await device.zero(10, 100, fast=True)
+    assert caught.value.errno == ENOTSUP
+    await device.trim(0, 1000)
+    await device.zero(10, 100)
+    assert b"".join(await device.read(0, 200)) == b"x" * 10 + bytes(100) + b"x" * 90
+    await device.close()
+
+
+async def test_write_that_is_given_up_is_over_when_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could undo what the client wrote on another connection since."""
+    device = sparse_file(tmp_path / "disk")
+    loop, began, written = asyncio.get_running_loop(), asyncio.Event(), list[bytes]()
+    go_on = threading.Event()
+    write = os.pwrite
+
+    def slow(descriptor: int, data: bytes, offset: int) -> int:
+        loop.call_soon_threadsafe(began.set)
+        go_on.wait(30)
+        written.append(bytes(data))
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    task = asyncio.create_task(device.write(0, b"old"))
+    await began.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert written == [b"old"]
+    await device.close()
+
+
+async def test_folder_and_pipe_are_no_disks(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(ConfigError, match="is neither a file nor a block device"):
+            await File(file=path).open(Opening("disk", read_only=True))
+    with pytest.raises(IsADirectoryError):
+        await File(file=tmp_path).open(Opening("disk"))
