@@ -258,7 +258,8 @@ class ObjectDevice(Device):
                 if seconds is not None:
                     self._flushes[patience] = seconds
                 await self._gate.passing()
-                await for_each(changes, self._stored, go_on=True)
+                with self._disk.writeback.flushing():
+                    await for_each(changes, self._stored, go_on=True)
                 await self._gate.passing()
         except TimeoutError:
             raise ExportError(

@@ -15,16 +15,18 @@ it, even if the next upload has begun since.
 
 Uploads start when somebody waits for them (`WriteBack.stored`), when too much is waiting, when
 somebody waits for room, or when a change is old enough; the oldest first, a bounded number at a
-time. An object that somebody is just writing from end to end is left alone as long as anything
-else makes room: stored half written it would be stored twice, and fetched in between. After one
-has failed none starts by itself for a while: whoever asks is told at once, and a store in trouble
-is left alone.
+time. While a flush waits for its last uploads, what changed after it takes the room they leave:
+whoever flushes will soon flush again. An object that somebody is just writing from end to end is
+left alone as long as anything else makes room: stored half written it would be stored twice, and
+fetched in between. After one has failed none starts by itself for a while: whoever asks is told
+at once, and a store in trouble is left alone.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EIO
 from math import inf
@@ -145,6 +147,7 @@ class WriteBack:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = inf  # time of the loop, of that timer
         self._pressed = False
+        self._flushes = 0  # under way
 
     @property
     def uploading(self) -> int:
@@ -179,7 +182,7 @@ class WriteBack:
         dirty.blocks[block.index] = block
         self.blocks += 1
         self._note_filling(dirty.index)
-        if self._pressed or self.blocks > self._background:
+        if self._pressed or self._flushes or self.blocks > self._background:
             self._pump()
 
     def _note_filling(self, index: int) -> None:
@@ -197,6 +200,15 @@ class WriteBack:
         self._pressed = False
 
     # Storing
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """A flush is under way."""
+        self._flushes += 1
+        try:
+            yield
+        finally:
+            self._flushes -= 1
 
     async def stored(self, dirty: DirtyObject, generation: int) -> None:
         """Return when ``generation`` of it is durable; raise why it could not be stored.
@@ -226,22 +238,24 @@ class WriteBack:
     def _due(self, now: float) -> DirtyObject | None:
         """The oldest that should be stored now. If there is none, the timer is set."""
         needs_room = self._pressed or not self.has_room
-        hurries = needs_room or self.blocks > self._background
+        is_crowded = needs_room or self.blocks > self._background
         spared: list[DirtyObject] = []
         wake = inf
         for each in self._waiting.values():
             if each.not_before > now:
                 wake = min(wake, each.not_before)
                 continue
+            hurries = is_crowded or (self._flushes > 0 and not each.not_before)
             is_spared = hurries and self._is_filling(each)
             age = each.since + self._seconds if is_spared or not hurries else 0.0
             begin = max(age, self._not_before)
             if begin <= now:
                 return each
             wake = min(wake, begin)
-            if not is_spared:
+            if is_spared:
+                spared.append(each)
+            elif hurries or not self._flushes:
                 break  # the others are younger
-            spared.append(each)
         if spared and needs_room and not self._uploading and self._not_before <= now:
             return spared[0]
         self._wake_at(wake)

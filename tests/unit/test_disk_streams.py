@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.support.disks import Disk, a_disk, begin, begun, caching
+from tests.support.disks import Disk, a_disk, begin, begun, caching, turns
 
 BLOCK = 512
 LARGE = 4 * BLOCK  # an object of several blocks
@@ -91,3 +91,33 @@ async def test_read_of_a_neighbour_joins_a_request_that_waits_for_its_turn() -> 
         assert await joining == data(LARGE + 2 * BLOCK, BLOCK)
         assert await under_way == data(BLOCK, BLOCK)
         assert d.store.count("get") == 3
+
+
+async def test_what_changes_during_a_flush_is_stored_while_its_last_uploads_are_under_way() -> None:
+    """So the next flush, which is soon to come, finds the store busy all the time."""
+    settings = caching(64, requests=3, reads_reserved=0)
+    async with a_disk(objects=32, settings=settings) as d:
+        await write_each(d, [0, BLOCK], BLOCK)
+        gate = d.script.hold("put", times=2)
+        flush = await begun(d.device.flush())
+        await write_each(d, range(2 * BLOCK, 20 * BLOCK, BLOCK), BLOCK)
+        await turns(500)
+        assert not flush.done()
+        assert d.store.count("put") == 20
+        gate.open()
+        await flush
+        assert d.device.dirty_bytes == 0
+
+
+async def test_object_being_filled_is_left_alone_by_a_flush_of_others() -> None:
+    settings = caching(64, LARGE, block_bytes=BLOCK)
+    async with a_disk(size=LARGE, objects=32, settings=settings) as d:
+        await write_each(d, [0], LARGE)
+        gate = d.script.hold("put")
+        flush = await begun(d.device.flush())
+        await write_each(d, range(LARGE, 2 * LARGE, BLOCK), BLOCK)
+        await turns()
+        gate.open()
+        await flush
+        await d.device.flush()
+        assert d.store.count("put") == 2
