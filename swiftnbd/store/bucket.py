@@ -65,14 +65,13 @@ class Version:
 class Found:
     """An object, or a part of it.
 
-    ``attributes`` are what was stored with it. ``data`` begins at ``start``, of ``size`` bytes.
+    ``size`` is that of all of it, ``attributes`` are what was stored with it.
     """
 
     size: int
     version: Version
     changed: datetime
     attributes: Mapping[str, str]
-    start: int = 0
     data: bytes = b""
 
 
@@ -142,7 +141,7 @@ class Bucket:
                 f"{what}: asked for bytes {start} to {wanted} of {size}, got {len(data)} bytes "
                 f"said to be {first} to {end}"
             )
-        return self._found(what, result, start, data)
+        return self._found(what, result, data)
 
     async def head(self, what: str, key: str) -> Found | None:
         """Describe an object."""
@@ -154,7 +153,7 @@ class Bucket:
                 self._check_bucket(what, error)
                 return None
             seen.status = 200
-        return self._found(what, result, 0, b"")
+        return self._found(what, result, b"")
 
     async def put(
         self,
@@ -286,7 +285,7 @@ class Bucket:
             return StoreUnavailable(f"{what}: 404, but the bucket was there before")
         return ContainerMissing(f"{what}: there is no bucket {self.settings.bucket}")
 
-    def _found(self, what: str, result: Any, start: int, data: bytes) -> Found:
+    def _found(self, what: str, result: Any, data: bytes) -> Found:
         meta = result.meta
         if not meta["e_tag"]:
             raise CorruptObject(f"{what}: the answer lacks an ETag")
@@ -295,7 +294,6 @@ class Bucket:
             Version(meta["e_tag"], meta["version"]),
             meta["last_modified"],
             dict(result.attributes),
-            start,
             data,
         )
 
