@@ -202,8 +202,8 @@ async def test_a_put_that_was_given_up_does_not_land_when_the_proxy_wakes_up(
 ) -> None:
     await fill(account, "c", SECOND_POLICY)
     auth = V1Auth(own_swift.auth_url, USER, KEY)
-    careful = SwiftAccount(auth, Timeouts(total_seconds=0.5))
-    careless = SwiftAccount(auth, Timeouts(total_seconds=0.5), expect_continue=False)
+    careful = SwiftAccount(auth, Timeouts(total_seconds=1.5))
+    careless = SwiftAccount(auth, Timeouts(total_seconds=1.5), expect_continue=False)
     stores = [SwiftStore(careful, "c"), SwiftStore(careless, "c")]
     for store in stores:
         await store.info()  # so that there is a token
@@ -224,7 +224,7 @@ async def test_a_dead_proxy_is_refused_and_comes_back(
     own_swift: RealSwift, account: SwiftAccount
 ) -> None:
     await fill(account, "c", SECOND_POLICY)
-    store = open_swift(account, "c", Patience(deadline_seconds=0.5))
+    store = open_swift(account, "c", Patience(deadline_seconds=2))
     own_swift.kill("proxy")
     with pytest.raises(
         StoreError, match=f"swift:c: GET {NAME}: Connection refused .*gave up after"
