@@ -517,11 +517,11 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 async def test_disk_that_hangs_holds_nobody_up_for_long(
     tmp_path: Path, hung: threading.Event, monkeypatch: pytest.MonkeyPatch, log_watch: LogWatch
 ) -> None:
-    monkeypatch.setattr(disk_cache, "READ_SECONDS_MAX", 0.05)
-    monkeypatch.setattr(disk_cache, "CLOSE_SECONDS_MAX", 0.05)
     async with world(tmp_path) as w:
         await fill(w)
         async with w.serving() as server:
+            monkeypatch.setattr(disk_cache, "READ_SECONDS_MAX", 0.05)
+            monkeypatch.setattr(disk_cache, "CLOSE_SECONDS_MAX", 0.05)
             hung.clear()
             await asyncio.gather(*(server.read(index) for index in range(OBJECTS)))
             await check_all(server)
