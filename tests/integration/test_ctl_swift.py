@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -205,7 +206,13 @@ def test_disk_is_copied_by_swift_itself_and_to_other_sizes(swift_ctl: Ctl) -> No
 def test_bench_leaves_nothing_behind(swift_ctl: Ctl) -> None:
     flags = ["--seconds", "2", "--bytes", "2M", "--object-size", "64K", "--connections", "2"]
     code, out, errors = swift_ctl("bench", swift_ctl.name, *flags)
-    assert (code, errors) == (0, "")
+    scratch = r"swiftnbd-bench-[0-9a-f]{16}"
+    note = (
+        f"swiftnbd-ctl: measuring in ({scratch}); "
+        r"should this be killed, run: swiftnbd-ctl delete \1\n"
+    )
+    assert code == 0
+    assert re.fullmatch(note, errors)
     assert out.splitlines()[-1].startswith("For random work")
     listing, _ = swift_ctl.backend.request("GET", "", "?prefix=swiftnbd-bench-")
     assert listing == b""

@@ -132,7 +132,11 @@ def test_json_line_is_an_object_with_all_that_is_known(capsys: pytest.CaptureFix
     assert failed["traceback"].startswith("Traceback (most recent call last):\n")
 
 
-@pytest.mark.parametrize("name", ['"}\n{"level": "ERROR', "a\u2028b\x85c\x00\x1b[0m", "\udcff"])
+@pytest.mark.parametrize(
+    "name",
+    ['"}\n{"level": "ERROR', "a\u2028b\x85c\x00\x1b[0m", "\udcff"],
+    ids=["newline", "separators", "surrogate"],  # the names themselves cannot all be printed
+)
 def test_hostile_name_stays_a_string_of_one_json_line(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
