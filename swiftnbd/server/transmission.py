@@ -62,7 +62,7 @@ from swiftnbd.server.sockets import close, peer_has_closed
 
 RECEIVE_BYTES = 256 * 1024  # holds a deep queue of 4 KiB writes; larger payloads bypass it
 REQUESTS_AT_WORK_MAX = 256  # per connection; the kernel client has 128 in flight, nbdcopy 64
-BYTES_AT_WORK_MAX = 64 * 1024 * 1024  # per connection: two requests of the largest size
+BYTES_AT_WORK_MAX = 12 * 1024 * 1024  # per connection, or one request: this keeps a store busy
 OWN_BYTES = 1024 * 1024  # of these, whatever others hold: requests of ordinary size go on
 FAST_READ_BYTES_MAX = 256 * 1024  # larger cached reads take from the budget like all others
 REQUESTS_PER_TURN_MAX = 512  # about 5 ms of cache hits, then the other connections have a turn
