@@ -5,12 +5,15 @@ Each pair has a fresh container for each side. Copying out is from a fresh serve
 nothing is cached. An idle connection is there before, so that the settle delay of the lock, a fixed
 second that `attach` measures, is not in the rate; after that, the wall clock counts. What was
 copied in is read back by the plain client: every object is stored, and is right.
+
+Beside it stands what the MD5 of each body takes from the plain client: we always compare it.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.cached import held_open
@@ -32,6 +35,8 @@ class _Rows:
     out: Comparison
     cpu_into: Comparison
     cpu_out: Comparison
+    checked_put: Comparison
+    checked_get: Comparison
 
 
 def measure(options: Options, results: Results, workdir: Path) -> None:
@@ -54,6 +59,8 @@ def _measure_size(
         results.comparison(PART, f"nbdcopy out, cold, {size}", "MB/s", "raw GET"),
         results.comparison(PART, f"CPU of the server, in, {size}", "s/GiB", "raw client"),
         results.comparison(PART, f"CPU of the server, out, {size}", "s/GiB", "raw client"),
+        results.comparison(PART, f"raw PUT with MD5, {size}", "MB/s", "raw PUT"),
+        results.comparison(PART, f"raw GET with MD5, {size}", "MB/s", "raw GET"),
     )
     for _ in range(options.copy_pairs):
         _pair(swift, image, data, object_size, rows, options)
@@ -87,8 +94,28 @@ def _pair(
 
     in_pairs(rows.into, 1, copy_in, raw_put, options.say)
     in_pairs(rows.out, 1, copy_out, raw_get, options.say)
+    _checked_pair(swift, data, object_size, rows, options)
     if swift.raw.image(disk, objects) != data:
         raise RuntimeError(f"{disk} does not hold what was copied into it")
+
+
+def _checked_pair(
+    swift: Swift, data: bytes, object_size: int, rows: _Rows, options: Options
+) -> None:
+    """What the MD5 of every body alone takes from the plain client's rate."""
+    megabytes, objects = len(data) / 1e6, len(data) // object_size
+
+    def put(checked: bool) -> float:
+        container = swift.new_name()
+        swift.raw.create(container)
+        return megabytes / swift.raw.put_all(container, data, object_size, checked=checked)
+
+    def get(checked: bool) -> float:
+        container = swift.last_name
+        return megabytes / swift.raw.get_all(container, objects, object_size, checked=checked)
+
+    in_pairs(rows.checked_put, 1, partial(put, True), partial(put, False), options.say)
+    in_pairs(rows.checked_get, 1, partial(get, True), partial(get, False), options.say)
 
 
 def _copy(server: Server, cpu: list[float], length: int, *arguments: str) -> float:

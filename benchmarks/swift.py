@@ -28,6 +28,11 @@ class Swift:
         self._names.append(f"disk-{len(self._names) + 1}")
         return self._names[-1]
 
+    @property
+    def last_name(self) -> str:
+        """The one that `new_name` gave last."""
+        return self._names[-1]
+
     def set_up(self, size: int, object_size: int) -> str:
         """A new, empty disk; its container's name."""
         name = self.new_name()
