@@ -65,3 +65,8 @@ def pieces_of(body: Body) -> Iterator[Buffer]:
 def in_one(body: Body) -> Buffer:
     """All of it in one buffer: a copy only if it is in pieces."""
     return bytes(body) if isinstance(body, Pieces) else body
+
+
+def is_zeros(data: Buffer) -> bool:
+    """Whether all of it is zeros."""
+    return is_hole(data) or bytes(data) == bytes(len(data))  # which compares faster than any loop

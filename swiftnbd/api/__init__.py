@@ -25,7 +25,13 @@ from swiftnbd.api.parameters import (
 from swiftnbd.api.plugin import API_VERSION, FilterPlugin, Opening, Plugin
 from swiftnbd.api.profile import Profile
 from swiftnbd.buffers import HOLE_BYTES_MAX, Buffer, hole, holes, is_hole
-from swiftnbd.errors import ConfigError, ExportError, StoreUnavailable, SwiftnbdError
+from swiftnbd.errors import (
+    ConfigError,
+    ExportError,
+    ExportUnusable,
+    StoreUnavailable,
+    SwiftnbdError,
+)
 
 __all__ = [
     "API_VERSION",
@@ -44,6 +50,7 @@ __all__ = [
     "ConfigError",
     "Device",
     "ExportError",
+    "ExportUnusable",
     "Extent",
     "Filter",
     "FilterPlugin",
