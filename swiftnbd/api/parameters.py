@@ -193,7 +193,8 @@ def others_of(made: type) -> tuple[str, str] | None:
 
 
 def values_of(made: type, given: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
-    """The fields of a dataclass for these keys and texts.
+    """The fields of a dataclass for these keys and texts. What may be given again may also be
+    given in several lines of one text, as a section of the configuration has a key once only.
 
     Raises `ConfigError` for an unknown key, one that is given twice, a text that is no value,
     and what is missing.
@@ -210,7 +211,8 @@ def values_of(made: type, given: Sequence[tuple[str, str]]) -> Mapping[str, Any]
                 raise ConfigError(f"unknown key {key!r}; there are: {keys}")
             rest.append((key, text))
         elif found.is_repeated:
-            values[found.field] = (*values.get(found.field, ()), found.parse(text))
+            lines = [line for line in text.splitlines() if line.strip()] or [text]
+            values[found.field] = (*values.get(found.field, ()), *map(found.parse, lines))
         elif found.field in values:
             raise ConfigError(f"{key} is given twice")
         else:

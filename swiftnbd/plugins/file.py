@@ -60,8 +60,8 @@ class FileDevice(Device):
 
     can_fast_zero = True
 
-    def __init__(self, path: Path, threads: int, *, read_only: bool) -> None:
-        """Raises OSError and `ConfigError`."""
+    def __init__(self, path: Path, threads: int | Threads, *, read_only: bool) -> None:
+        """``threads``: so many of its own, or those of others. Raises OSError and `ConfigError`."""
         self._shown = str(path)
         self.read_only = read_only
         # a pipe would wait for its other end; of a file it means nothing
@@ -74,7 +74,8 @@ class FileDevice(Device):
             raise
         self._failure: OSError | None = None
         self._reads_now = True
-        self._threads = Threads(threads, "file")
+        self._owns_threads = isinstance(threads, int)
+        self._threads = Threads(threads, "file") if isinstance(threads, int) else threads
 
     # Reading
 
@@ -211,7 +212,8 @@ class FileDevice(Device):
             if not self.read_only:
                 await self.flush()
         finally:
-            self._threads.stop()
+            if self._owns_threads:
+                self._threads.stop()
             with suppress(OSError):
                 os.close(self._descriptor)
             self._descriptor = -1

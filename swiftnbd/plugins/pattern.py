@@ -41,11 +41,7 @@ class PatternDevice(Device):
         return (pattern(offset, length),)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        expected = pattern(offset, len(data))
-        if data != expected:
-            pairs = enumerate(zip(bytes(data), expected, strict=True), offset)
-            place = next(at for at, (byte, right) in pairs if byte != right)
-            raise ExportError(EIO, f"the byte written at {place} is not what belongs there")
+        check_written(offset, data, pattern(offset, len(data)))
 
     async def flush(self) -> None:
         pass
@@ -57,3 +53,11 @@ def pattern(offset: int, length: int) -> bytes:
     words = range(first * WORD_BYTES, end * WORD_BYTES, WORD_BYTES)
     start = offset - first * WORD_BYTES
     return struct.pack(f">{len(words)}Q", *words)[start : start + length]
+
+
+def check_written(offset: int, data: Buffer, expected: bytes) -> None:
+    """Fail with EIO at the first byte of ``data`` that is not what belongs there."""
+    if data != expected:
+        pairs = enumerate(zip(bytes(data), expected, strict=True), offset)
+        place = next(at for at, (byte, right) in pairs if byte != right)
+        raise ExportError(EIO, f"the byte written at {place} is not what belongs there")

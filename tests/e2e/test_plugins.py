@@ -33,7 +33,28 @@ file = {image}
 plugin = file
 file = {image}
 read-only = yes
+[full]
+plugin = full
+size = 1M
+[parts]
+plugin = split
+file =
+  {image}.1
+  {image}.2
+[runs]
+plugin = sparse-random
+size = 32M
+seed = 5
+percent = 40
+runlength = 512K
 """
+
+# Everything that the language of the plugin data has
+TEXT = (
+    '(0x55 0377) -> \\bs ( @0x1fe \\bs )*2 "a\\n\\"b"*3 @^16 le32:7 be64:0x10 @+5 @-2 9 '
+    "(1 2 3 4)[1:3]*4 (@2 $pattern @^8)*300 @0 (@1 7) </proc/version[:9] @70000 0*9 "
+)
+PATTERN = "1*3 (2 @^4)"
 
 # What somebody else could publish.
 PACKAGE = {
@@ -114,12 +135,15 @@ def image(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path, image: Path) -> Iterator[ServerProcess]:
+    for number, size in ((1, 3 * MiB + 512), (2, 5 * MiB - 512)):
+        with Path(f"{image}.{number}").open("wb") as file:
+            file.truncate(size)
     config = folder / "secrets.conf"
     config.write_text(CONFIG.format(image=image))
     config.chmod(0o600)
     server = ServerProcess("--secrets", str(config), workdir=folder, strict=True)
     try:
-        server.wait_ready("ram", "nothing", "words", "image", "frozen")
+        server.wait_ready("ram", "nothing", "words", "image", "frozen", "full", "parts", "runs")
         yield server
     finally:
         server.finish()
@@ -199,6 +223,41 @@ def test_read_only_file_is_not_written_to(server: ServerProcess) -> None:
     assert run(
         "qemu-io", "-f", "raw", "-c", "write 0 4k", server.uris()["frozen"], check=False
     ).returncode
+
+
+def test_full_disk_says_so(server: ServerProcess) -> None:
+    server.allows("the disk is full")
+    said = run("qemu-io", "-f", "raw", "-c", "write 0 4k", server.uris()["full"], check=False)
+    assert "No space left on device" in said.stdout + said.stderr
+    io(server.uris()["full"], "read -P 0 0 1M")
+
+
+def test_files_are_one_disk(server: ServerProcess, image: Path) -> None:
+    uri = server.uris()["parts"]
+    assert run("nbdinfo", "--size", uri).stdout.strip() == str(8 * MiB)
+    io(uri, "write -P 7 2M 2M", "write -z 3M 1k", "flush", "read -P 7 2M 1M", "read -P 0 3M 1k")
+    parts = b"".join(Path(f"{image}.{number}").read_bytes() for number in (1, 2))
+    assert parts == bytes(2 * MiB) + b"\7" * MiB + bytes(KiB) + b"\7" * (MiB - KiB) + bytes(4 * MiB)
+
+
+def test_disk_copied_onto_itself_is_found_to_be_right(server: ServerProcess) -> None:
+    uri = server.uris()["runs"]
+    run("nbdcopy", uri, uri)
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", uri, uri)
+    totals = run("nbdinfo", "--map", "--totals", uri).stdout.split()
+    assert float(totals[1].rstrip("%")) == pytest.approx(40, abs=10), totals
+    server.allows("is not what belongs there")
+    assert run("nbdcopy", server.uris()["words"], uri, check=False).returncode
+
+
+def test_data_is_what_nbdkit_makes_of_it() -> None:
+    told = ["data", TEXT, f"pattern={PATTERN}"]
+    theirs = run("nbdkit", "-U", "-", *told, "--run", 'nbdcopy "$uri" - | md5sum').stdout
+    ours = run(
+        sys.executable, script("swiftnbd-server"), "--run", 'nbdcopy "$uri" - | md5sum', *told
+    )
+    assert ours.stdout == theirs
+    assert len(theirs.split()[0]) == 32
 
 
 def test_configuration_is_read_again(tmp_path: Path) -> None:

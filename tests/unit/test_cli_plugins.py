@@ -302,6 +302,10 @@ def test_value_is_read_by_its_kind(key: str, text: str, field: str, value: objec
     assert values_of(All, [(key, text)])[field] == value
 
 
+def test_what_may_be_given_again_may_be_given_in_lines() -> None:
+    assert values_of(All, [("words", "\na\n b c"), ("words", "d")])["words"] == ("a", "b c", "d")
+
+
 @pytest.mark.parametrize(
     ("key", "text"),
     [

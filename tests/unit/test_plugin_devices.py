@@ -7,16 +7,19 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from errno import EIO, ENOTSUP, EOPNOTSUPP
+from errno import EIO, ENOSPC, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
 
 import pytest
 
 from swiftnbd.api import ConfigError, Device, ExportError, Opening
+from swiftnbd.api.threads import Threads
 from swiftnbd.plugins import file as file_plugin
 from swiftnbd.plugins.file import File, FileDevice
+from swiftnbd.plugins.full import FullDevice
 from swiftnbd.plugins.memory import PAGE_BYTES, MemoryDevice
 from swiftnbd.plugins.pattern import pattern
+from swiftnbd.plugins.split import Split, SplitDevice
 
 SIZE = 5 * PAGE_BYTES + 1000
 Make = Callable[[Path], Device]
@@ -32,7 +35,18 @@ def sparse_file(path: Path) -> FileDevice:
     return FileDevice(path, 2, read_only=False)
 
 
-@pytest.mark.parametrize("make", [memory, sparse_file])
+def three_files(path: Path) -> SplitDevice:
+    """One is empty, and they meet inside of pages."""
+    threads, files = Threads(2, "split"), []
+    for number, size in enumerate((PAGE_BYTES + 700, 0, SIZE - PAGE_BYTES - 700)):
+        part = path.with_suffix(f".{number}")
+        with part.open("wb") as file:
+            file.truncate(size)
+        files.append(FileDevice(part, threads, read_only=False))
+    return SplitDevice(files, threads, read_only=False)
+
+
+@pytest.mark.parametrize("make", [memory, sparse_file, three_files])
 @pytest.mark.parametrize("seed", range(3))
 async def test_device_is_an_array_of_bytes(make: Make, seed: int, tmp_path: Path) -> None:
     device, model = make(tmp_path / "disk"), bytearray(SIZE)
@@ -170,3 +184,65 @@ async def test_folder_and_pipe_are_no_disks(tmp_path: Path) -> None:
             await File(file=path).open(Opening("disk", read_only=True))
     with pytest.raises(IsADirectoryError):
         await File(file=tmp_path).open(Opening("disk"))
+
+
+async def test_full_disk_takes_nothing() -> None:
+    device = FullDevice(SIZE)
+    assert not device.write_now(0, b"x")
+    for refused in (
+        device.write(0, b"x"), device.zero(0, 1), device.zero(0, 1, fast=True), device.trim(0, 1),
+    ):  # fmt: skip
+        with pytest.raises(ExportError) as caught:
+            await refused
+        assert caught.value.errno == ENOSPC
+    assert not any(b"".join(await device.read(0, SIZE)))
+    await device.flush()
+
+
+# Several files as one
+
+
+async def test_bytes_of_a_disk_of_files_are_where_they_belong(tmp_path: Path) -> None:
+    device = three_files(tmp_path / "disk")
+    border = PAGE_BYTES + 700
+    await device.write(border - 3, b"abcdef")
+    assert b"".join(await device.read(border - 4, 8)) == b"\0abcdef\0"
+    assert (tmp_path / "disk.0").read_bytes()[-3:] == b"abc"
+    assert (tmp_path / "disk.2").read_bytes()[:3] == b"def"
+    with pytest.raises(ExportError) as caught:
+        await device.zero(border - 3, 6, fast=True)
+    assert caught.value.errno == ENOTSUP
+    assert b"".join(await device.read(border - 3, 6)) == b"abcdef"
+    await device.close()
+
+
+async def test_flush_of_several_files_tries_all_and_fails_if_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, synced = three_files(tmp_path / "disk"), list[int]()
+    fdatasync = os.fdatasync
+
+    def failing(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 1:
+            raise OSError(EIO, "Input/output error")
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        await device.flush()
+    assert len(set(synced)) == 2
+    with pytest.raises(OSError, match="Input/output error"):
+        await device.flush()
+    with pytest.raises(OSError, match="Input/output error"):
+        await device.close()
+
+
+async def test_file_of_several_that_is_missing_leaves_none_open(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"x")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        await Split(file=(tmp_path / "there", tmp_path / "gone")).open(Opening("disk"))
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ConfigError, match="there have to be 1 to"):
+        Split(file=())
