@@ -5,12 +5,14 @@
 A value without a key is the plugin's main parameter.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from swiftnbd.api.parameters import others_of, parameters_of, values_of
+from swiftnbd.api.passphrases import PASSPHRASE, is_literal
 from swiftnbd.api.plugin import FilterPlugin, Plugin
 from swiftnbd.cli.finding import PLUGINS, find_filter, find_plugin, names
 from swiftnbd.errors import ConfigError
@@ -20,6 +22,8 @@ T = TypeVar("T", Plugin, FilterPlugin)
 
 _KEY = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
 NO_KEY = ""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,27 @@ def make(wanted: Wanted) -> tuple[PluginConfig | None, tuple[FilterConfig, ...]]
     if wanted.plugin is not None and plugin is not None:
         made = PluginConfig(wanted.plugin, _made(wanted.plugin, plugin, told))
     return made, tuple(FilterConfig(name, _made(name, kind, told)) for name, kind in filters)
+
+
+def warn_of_secrets(
+    keys: Iterable[tuple[str, str]],
+    plugin: PluginConfig | None,
+    filters: Iterable[FilterConfig],
+) -> None:
+    """A WARNING for each secret of a command line that stands there itself."""
+    told = [each.filter for each in filters]
+    kinds = [type(each) for each in (*told, *([] if plugin is None else [plugin.plugin]))]
+    secret = {
+        each.key: each.kind for kind in kinds for each in parameters_of(kind) if each.is_secret
+    }
+    for key, text in keys:
+        kind = secret.get(key.rpartition(".")[2].replace("_", "-"))
+        if kind is not None and (kind is not PASSPHRASE or is_literal(text)):
+            log.warning(
+                "everybody on this machine can see %s= on the command line: "
+                "give it in a file, or in the secrets file",
+                key,
+            )
 
 
 def plugin_of(name: str) -> type[Plugin]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from swiftnbd.cli.accounts import account_of
 from swiftnbd.cli.cache import CacheOptions, check_folder
-from swiftnbd.cli.devices import Wanted, is_pair, make, pairs
+from swiftnbd.cli.devices import Wanted, is_pair, make, pairs, warn_of_secrets
 from swiftnbd.cli.finding import SWIFT, find_plugin, plugin_name
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.outages import OutageOptions
@@ -125,6 +125,7 @@ class Flags:
         if words and self._names_plugin(auth, words):
             plugin, *rest = words
             made, above = make(Wanted(plugin, filters, pairs(rest)))
+            warn_of_secrets(pairs(rest), made, above)
             name = self.serving.default_export or plugin_name(plugin)
             return (ExportConfig(name, plugin=made, filters=above),)
         if words[:1] == [SWIFT] and not self.options.is_export(auth, SWIFT):
@@ -133,6 +134,7 @@ class Flags:
         names = [word for word in words if word not in said]
         exports = self.options.exports(auth, names, made=True)
         _, above = make(Wanted(None, filters, pairs(said)))
+        warn_of_secrets(pairs(said), None, above)
         return tuple(replace(each, filters=above + each.filters) for each in exports)
 
     def _names_plugin(self, auth: AuthConfig, words: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from swiftnbd.api.passphrases import is_literal
 from swiftnbd.cli.cache import CACHE_SETTINGS
 from swiftnbd.cli.devices import Wanted
 from swiftnbd.cli.finding import SWIFT
@@ -25,6 +26,7 @@ from swiftnbd.server.access import Access, Rule
 from swiftnbd.server.config import ExportConfig
 from swiftnbd.store.checks import check_container_name
 
+_PASSPHRASES = ("passphrase", "luks.passphrase")  # of filters
 SECRETS_FILE_DEFAULT = "/etc/swiftnbd/secrets.conf"
 SECRETS_CHARS_MAX = 4 * 1024 * 1024  # thousands of containers; not /dev/zero
 
@@ -59,9 +61,14 @@ def load_secrets(path: str) -> tuple[Section, ...]:
     sections = tuple(_section(path, parser[name]) for name in parser.sections())
     if not sections:
         raise ConfigError(f"{path} names no container: add a section [CONTAINER]")
-    if world_readable and any(SECRET_KEYS & set(parser[name]) for name in parser.sections()):
+    if world_readable and any(_is_secret(parser[name]) for name in parser.sections()):
         log.warning("%s holds passwords and everybody can read it: chmod 600 %s", path, path)
     return sections
+
+
+def _is_secret(section: configparser.SectionProxy) -> bool:
+    passphrases = (section.get(key, "") for key in _PASSPHRASES)
+    return bool(SECRET_KEYS & set(section)) or any(map(is_literal, passphrases))
 
 
 def _read(path: str) -> tuple[configparser.RawConfigParser, bool]:

@@ -125,6 +125,7 @@ def test_key_of_two_must_say_whose_it_is() -> None:
     assert found["filters"] == [{"name": "later.py", "by": "0 bytes", "size": "2 MiB"}]
 
 
+@pytest.mark.expects_log("everybody on this machine can see password= on the command line")
 def test_plugin_with_keys_of_its_own_gets_them_in_order_and_secrets_are_not_shown() -> None:
     kind = find_plugin("greedy.py")
     assert kind is not None
