@@ -4,8 +4,10 @@
 import filecmp
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,9 @@ plugin = split
 file =
   {image}.1
   {image}.2
+[web]
+plugin = http
+url = {url}
 [runs]
 plugin = sparse-random
 size = 32M
@@ -134,16 +139,46 @@ def image(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, image: Path) -> Iterator[ServerProcess]:
+def url(folder: Path, image: Path) -> Iterator[str]:
+    """What a small web server has of it."""
+    (folder / "web").mkdir()
+    (folder / "web/disk.img").write_bytes(image.read_bytes())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["busybox", "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(folder / "web")]
+    with subprocess.Popen(command) as process:
+        try:
+            wait_for_port(port)
+            yield f"http://127.0.0.1:{port}/disk.img"
+        finally:
+            process.terminate()
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, image: Path, url: str) -> Iterator[ServerProcess]:
     for number, size in ((1, 3 * MiB + 512), (2, 5 * MiB - 512)):
         with Path(f"{image}.{number}").open("wb") as file:
             file.truncate(size)
     config = folder / "secrets.conf"
-    config.write_text(CONFIG.format(image=image))
+    config.write_text(CONFIG.format(image=image, url=url))
     config.chmod(0o600)
     server = ServerProcess("--secrets", str(config), workdir=folder, strict=True)
     try:
-        server.wait_ready("ram", "nothing", "words", "image", "frozen", "full", "parts", "runs")
+        server.wait_ready(
+            "ram", "nothing", "words", "image", "frozen", "full", "parts", "runs", "web"
+        )
         yield server
     finally:
         server.finish()
@@ -248,6 +283,17 @@ def test_disk_copied_onto_itself_is_found_to_be_right(server: ServerProcess) -> 
     assert float(totals[1].rstrip("%")) == pytest.approx(40, abs=10), totals
     server.allows("is not what belongs there")
     assert run("nbdcopy", server.uris()["words"], uri, check=False).returncode
+
+
+def test_file_of_a_web_server_is_copied(
+    server: ServerProcess, folder: Path, tmp_path: Path
+) -> None:
+    run("nbdcopy", server.uris()["web"], tmp_path / "copy.img")
+    assert filecmp.cmp(folder / "web/disk.img", tmp_path / "copy.img", shallow=False)
+    assert "is_read_only: true" in run("nbdinfo", server.uris()["web"]).stdout
+    os.utime(folder / "web/disk.img", (1, 1))
+    server.allows("has changed since it was opened")
+    assert run("nbdcopy", server.uris()["web"], "null:", check=False).returncode
 
 
 def test_data_is_what_nbdkit_makes_of_it() -> None:
