@@ -152,7 +152,7 @@ class Writer:
         await self._disk.gate.passing()
         size, stop = self._disk.object_size, offset + length
         if fast:
-            self._check_fast(offset, stop)
+            await self._check_fast(offset, stop)
         changes: list[Change] = []
         while offset < stop:
             index, start = divmod(offset, size)
@@ -169,9 +169,20 @@ class Writer:
                 await self._settle(changes, fua)
         await self._settle(changes, fua)
 
-    def _check_fast(self, offset: int, stop: int) -> None:
-        """ENOTSUP unless nothing of the range needs its surroundings fetched."""
+    async def _check_fast(self, offset: int, stop: int) -> None:
+        """ENOTSUP if anything of the range needs its surroundings fetched, or may not exist at all.
+
+        Zeros all over a disk of which nothing is known would be a request for each object.
+        """
         size = self._disk.object_size
+        runs = self._disk.objects.presence.runs(offset // size, -(-stop // size))
+        index = offset // size
+        for number, (count, state) in enumerate(runs):
+            if number % RUNS_PER_TURN_MAX == RUNS_PER_TURN_MAX - 1:
+                await asyncio.sleep(0)
+            if state is State.UNKNOWN and not self._all_changed(index, count):
+                raise ExportError(ENOTSUP, "objects of which nothing is known")
+            index += count
         edges = [offset] if offset % size or stop - offset < size else []
         edges += [stop - 1] if stop % size else []
         for position in edges:
@@ -179,6 +190,12 @@ class Writer:
                 block = self._disk.cache.blocks.get(position // self._disk.block_size)
                 if block is None or block.known is not None or self._disk.per_object > 1:
                     raise ExportError(ENOTSUP, "part of an object that is not in the cache")
+
+    def _all_changed(self, first: int, count: int) -> bool:
+        changed = self._disk.writeback.objects
+        return count <= len(changed) and all(
+            index in changed for index in range(first, first + count)
+        )
 
     async def _zero_parts(
         self, offset: int, length: int, changes: list[Change], *, keep_zeros: bool

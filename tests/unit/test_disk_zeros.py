@@ -142,8 +142,8 @@ async def test_extents_of_a_disk_of_which_nothing_is_known_ask_nothing() -> None
 @pytest.mark.parametrize(
     ("state", "offset", "length", "is_fast"),
     [
-        ("unknown", 0, SIZE, True),
-        ("unknown", 0, 2 * SIZE, True),
+        ("unknown", 0, SIZE, False),
+        ("unknown", 0, 2 * SIZE, False),
         ("unknown", 1, SIZE - 1, False),
         ("unknown", 0, SIZE - 1, False),
         ("unknown", 0, SIZE + 1, False),
@@ -151,19 +151,25 @@ async def test_extents_of_a_disk_of_which_nothing_is_known_ask_nothing() -> None
         ("absent", 1, 7, True),
         ("absent", 1, 2 * SIZE, True),
         ("cleared", 1, 7, True),
-        ("stored", 0, SIZE, True),
+        ("stored", 0, SIZE, False),
         ("stored", 1, 7, False),
+        ("known", 0, SIZE, True),
+        ("known", 0, 2 * SIZE, True),
+        ("known", 0, 3 * SIZE, False),
+        ("partly written", 0, SIZE, True),
         ("cached", 1, 7, True),
         ("partly written", 1, 7, False),
     ],
 )
-async def test_fast_zero_is_refused_at_once_where_it_would_have_to_fetch(
+async def test_fast_zero_is_refused_at_once_where_it_would_have_to_fetch_or_nothing_is_known(
     state: str, offset: int, length: int, is_fast: bool, block: int | None
 ) -> None:
     async with a_disk(settings=caching(block_bytes=block)) as disk:
-        if state in ("stored", "cached", "cleared"):
+        if state in ("stored", "cached", "cleared", "known"):
             disk.put(0, A)
             disk.put(1, A)
+        if state == "known":
+            await disk.read(0, 2 * SIZE)
         if state in ("absent", "cached"):
             await disk.read(0, 3 * SIZE)
         if state == "cleared":
