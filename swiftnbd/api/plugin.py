@@ -61,6 +61,17 @@ class Plugin(ABC):
         """With ``any_name``: the exports that clients are told of who ask for a list."""
         return ()
 
+    async def listed(self, opening: Opening) -> Sequence[tuple[str, str]]:
+        """`names` with a description of each ('' for none), for one client: the ``name`` of
+        ``opening`` is empty."""
+        return [(name, "") for name in await self.names()]
+
+    def dump(self) -> None:
+        """Put out more lines for ``--dump-plugin``, KEY=VALUE, of what it was told.
+
+        Nothing else is called before or after. Raises `swiftnbd.errors.SwiftnbdError`.
+        """
+
     async def stop(self) -> None:
         """Called at the end of the server, if `start` was, when all devices are closed."""
 

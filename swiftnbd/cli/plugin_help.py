@@ -9,7 +9,7 @@ import click
 
 from swiftnbd.api.parameters import Parameter, others_of, parameters_of
 from swiftnbd.api.plugin import API_VERSION, FilterPlugin, Plugin
-from swiftnbd.cli.devices import plugin_of
+from swiftnbd.cli.devices import Wanted, make, pairs, plugin_of
 from swiftnbd.cli.finding import PLUGINS, SWIFT, find_filter, find_plugin, names
 from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.errors import ConfigError
@@ -96,11 +96,21 @@ def _usage(
     return " ".join(["[OPTION]...", name, *words])
 
 
-def dumped_plugin(words: Sequence[str], filters: Sequence[str]) -> str:
+def dump_plugin(words: Sequence[str], filters: Sequence[str]) -> None:
     """``--dump-plugin``: lines of KEY=VALUE for programs, as nbdkit has them.
 
-    Of the plugin that is named; of the filters if there is none; else the names there are.
+    Of the plugin that is named, and of what it is told; of the filters if there is none; else the
+    names there are.
     """
+    click.echo(dumped_plugin(words, filters))
+    if len(words) > 1:
+        made, _ = make(Wanted(words[0], tuple(filters), pairs(words[1:])))
+        assert made is not None
+        made.plugin.dump()
+
+
+def dumped_plugin(words: Sequence[str], filters: Sequence[str]) -> str:
+    """What is known of them without telling them anything."""
     if words and words[0] != SWIFT:
         found: Kinds = [(words[0], plugin_of(words[0]))]
     elif words:

@@ -23,7 +23,7 @@ from swiftnbd.cli.exits import EPILOG, Exit
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.cli.outages import OutageOptions, outage_options
 from swiftnbd.cli.plan import Flags, Plan, outages_of
-from swiftnbd.cli.plugin_help import ServerCommand, dumped_plugin
+from swiftnbd.cli.plugin_help import ServerCommand, dump_plugin
 from swiftnbd.cli.process_options import ProcessOptions, process_options
 from swiftnbd.cli.server_options import (
     ExportOptions,
@@ -99,7 +99,7 @@ def server(
     Prints the NBD URI of each export when it is ready, and only then detaches.
     """
     if process.dump_plugin:
-        click.echo(dumped_plugin(arguments, serving.filters))
+        dump_plugin(arguments, serving.filters)
         return Exit.DONE
     handed_over = take_handed_over(os.environ)
     manager = take_service_manager(os.environ)

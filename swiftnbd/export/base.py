@@ -77,9 +77,9 @@ class BaseExport(ABC):
     def retire(self) -> None:
         """Accept nobody any more: one may have found it before it was removed."""
 
-    async def names(self) -> Sequence[str]:
-        """What clients are told of who ask for a list."""
-        return (self.name,)
+    async def listed(self, client: Client) -> Sequence[tuple[str, str]]:
+        """What a client is told of who asks for a list: names, and their descriptions or ''."""
+        return ((self.name, ""),)
 
     @property
     @abstractmethod

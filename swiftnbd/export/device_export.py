@@ -149,12 +149,13 @@ class DeviceExport(BaseExport):
     def retire(self) -> None:
         self._is_retired = True
 
-    async def names(self) -> Sequence[str]:
+    async def listed(self, client: Client) -> Sequence[tuple[str, str]]:
         if not self.any_name:
-            return (self.name,)
+            return ((self.name, ""),)
         async with self.turns:
             await self._start()
-            return await called(self._plugin.names(), f"{self.name}: listing its names")
+            opening = self._opening("", client)
+            return await called(self._plugin.listed(opening), f"{self.name}: listing its names")
 
     @property
     def connections(self) -> int:

@@ -206,9 +206,9 @@ class Handshake:
                 return event
         return self._take_skipped()
 
-    def list_replies(self, names: Iterable[str]) -> bytes:
-        """The answer to LIST."""
-        replies = [options.server_reply(Option.LIST, name) for name in names]
+    def list_replies(self, exports: Iterable[tuple[str, str]]) -> bytes:
+        """The answer to LIST: names, and descriptions or ''."""
+        replies = [options.server_reply(Option.LIST, *each) for each in exports]
         return b"".join([*replies, options.reply(Option.LIST, OptionReply.ACK)])
 
     def accept(self, event: ExportWanted, export: ExportInfo) -> bytes:

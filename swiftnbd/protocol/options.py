@@ -115,10 +115,14 @@ def error_reply(option: int, kind: OptionReply, message: str = "") -> bytes:
     return reply(option, kind, utf8_text(message))
 
 
-def server_reply(option: int, name: str) -> bytes:
-    """One export of the answer to LIST: ``u32 length, name``, the length in bytes."""
+def server_reply(option: int, name: str, description: str = "") -> bytes:
+    """One export of the answer to LIST: ``u32 length, name, details``, the length in bytes.
+
+    The details are ours to choose: a description for people, which libnbd shows.
+    """
     encoded = name.encode()
-    return reply(option, OptionReply.SERVER, _U32.pack(len(encoded)) + encoded)
+    data = _U32.pack(len(encoded)) + encoded + description.encode()
+    return reply(option, OptionReply.SERVER, data)
 
 
 def export_name_reply(export: ExportInfo, *, no_zeroes: bool) -> bytes:

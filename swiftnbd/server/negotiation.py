@@ -31,7 +31,7 @@ from swiftnbd.protocol.handshake import (
 from swiftnbd.protocol.options import ExportInfo
 from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.config import ServerConfig
-from swiftnbd.server.tls import ServerTls, identity_of
+from swiftnbd.server.tls import ServerTls, over_tls
 from swiftnbd.server.tls_transport import TlsTransport
 
 GOODBYE_SECONDS_MAX = 1.0  # for a client to hear that the server ends, and to say ABORT
@@ -114,7 +114,7 @@ class Negotiation(asyncio.Protocol):
                 case Send(data):
                     self.transport.write(data)
                 case ListWanted():
-                    self.transport.write(self._handshake.list_replies(await self._names()))
+                    self.transport.write(self._handshake.list_replies(await self._listed()))
                 case Aborted(data):
                     self.transport.write(data)
                     return None
@@ -155,7 +155,7 @@ class Negotiation(asyncio.Protocol):
         inside = Negotiation(
             self._upgraded,
             self._all_exports,
-            replace(self.client, identity=identity_of(self._upgraded) or self.client.identity),
+            over_tls(self.client, self._upgraded),
             self._attach,
             replace(self._config, handshake_seconds_max=self._patience - (loop.time() - began)),
             handshake=self._handshake.over_tls(),
@@ -179,7 +179,9 @@ class Negotiation(asyncio.Protocol):
         except SwiftnbdError as error:
             self._refuse_unusable(wanted, export, error)
         else:
-            self.transport.write(self._handshake.accept(wanted, self._info(export, profile)))
+            self.transport.write(
+                self._handshake.accept(wanted, self._info(export, profile, wanted.name))
+            )
 
     async def _answer_choice(self, wanted: ExportWanted, export: BaseExport) -> Agreed | None:
         try:
@@ -199,7 +201,7 @@ class Negotiation(asyncio.Protocol):
         return None
 
     def _agree(self, wanted: ExportWanted, export: BaseExport, device: Device) -> Agreed:
-        info = self._info(export, Profile.of(device))
+        info = self._info(export, Profile.of(device), wanted.name)
         contexts = self._handshake.contexts_of(wanted.name)
         shape = ExportShape(
             info.size, info.flags, contexts, info.block_size_min, info.block_size_max
@@ -214,17 +216,17 @@ class Negotiation(asyncio.Protocol):
         else:
             self.transport.write(self._handshake.accept_contexts(wanted))
 
-    def _info(self, export: BaseExport, profile: Profile) -> ExportInfo:
-        return export_info(export, profile, structured=self._handshake.structured)
+    def _info(self, export: BaseExport, profile: Profile, wanted: str) -> ExportInfo:
+        return export_info(export, profile, wanted, structured=self._handshake.structured)
 
-    async def _names(self) -> list[str]:
-        names: list[str] = []
+    async def _listed(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
         for export in list(self._exports.values()):
             try:
-                names += await export.names()
+                found += await export.listed(self.client)
             except SwiftnbdError as error:
                 log.error("%s: %s", export.name, error)
-        return names
+        return found
 
     def _refuse_unusable(
         self, wanted: ExportWanted, export: BaseExport, error: SwiftnbdError
@@ -328,8 +330,10 @@ def _rules(config: ServerConfig) -> Rules:
     )
 
 
-def export_info(export: BaseExport, profile: Profile, *, structured: bool) -> ExportInfo:
-    """What we say of an export, from one snapshot of it."""
+def export_info(
+    export: BaseExport, profile: Profile, wanted: str, *, structured: bool
+) -> ExportInfo:
+    """What we say of an export to who asks for the name ``wanted``, from one snapshot of it."""
     flags = flags_of(profile, read_only=export.read_only)
     shares = export.shares_device if profile.multi_conn is None else profile.multi_conn
     if export.multi_conn and shares:
@@ -337,7 +341,7 @@ def export_info(export: BaseExport, profile: Profile, *, structured: bool) -> Ex
     if structured:
         flags |= TransmissionFlag.SEND_DF
     return ExportInfo(
-        name=export.name,
+        name=(wanted if export.any_name else "") or export.name,
         size=profile.size,
         flags=flags,
         description=profile.description,

@@ -44,19 +44,19 @@ def peer_of(transport: asyncio.Transport) -> Peer:
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
-        process, user, _ = _CREDENTIALS.unpack(credentials)
-        return process_peer(process, user)
+        return process_peer(*_CREDENTIALS.unpack(credentials))
     return address_peer(transport.get_extra_info("peername"))
 
 
-def process_peer(process: int, user: int) -> Peer:
+def process_peer(process: int, user: int, group: int) -> Peer:
     """A process of this machine; in a mark, its number stands in the place of a port."""
     origin = Origin(Family.UNIX)
     if not process:
         return Peer(_stranger("a process", "localhost"), origin)
     identity = f"process {process} of {user} since {start_ticks(process)}"
     shown = f"process {process} (user {user})"
-    return Peer(Client(identity, "localhost", process, shown), origin)
+    client = Client(identity, "localhost", process, shown, process=process, user=user, group=group)
+    return Peer(client, origin)
 
 
 def address_peer(peername: tuple[str, int] | None) -> Peer:

@@ -27,6 +27,7 @@ from swiftnbd.server.admission import Admission
 from swiftnbd.server.budget import Budget
 from swiftnbd.server.captive import Captive
 from swiftnbd.server.config import OnEnd, ServerConfig, TcpAddress, TlsConfig
+from swiftnbd.server.dropping import Dropping
 from swiftnbd.server.hangup import Hangup
 from swiftnbd.server.listeners import Listeners, Place
 from swiftnbd.server.monitor import ConnectionStatus, Monitor
@@ -280,16 +281,17 @@ class Server:
             transport.abort()
             return
         log.debug("%s: connected", client)
+        dropping = Dropping(transport)
         keep_alive(transport)
         negotiation = Negotiation(
             transport,
             self._exports_for(peer.origin),
-            client,
+            replace(client, disconnect=dropping),
             self._attach,
             self._config,
             self._tls,
         )
-        task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation))
+        task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, dropping))
         self._connections.add(task)
         self._admission.enter(peer)
         task.add_done_callback(partial(self._left, peer))
@@ -307,7 +309,9 @@ class Server:
             if name not in rules or rules[name].permits(origin)
         }
 
-    async def _serve(self, transport: asyncio.Transport, negotiation: Negotiation) -> None:
+    async def _serve(
+        self, transport: asyncio.Transport, negotiation: Negotiation, dropping: Dropping
+    ) -> None:
         """Look after a connection until its socket is closed: till then it counts."""
         client = negotiation.client
         about(client=str(client))
@@ -317,7 +321,7 @@ class Server:
                 negotiation = outcome.negotiation
                 outcome = await self._negotiate(negotiation)
             if outcome is not None:
-                await self._transmit(negotiation.transport, outcome, negotiation.client)
+                await self._transmit(negotiation.transport, outcome, negotiation.client, dropping)
                 log.info("%s: disconnected from %s", client, outcome.export.name)
         except ProtocolError as error:
             log.info("%s: %s; closing the connection", client, error)
@@ -338,7 +342,9 @@ class Server:
         finally:
             self._negotiations.discard(negotiation)
 
-    async def _transmit(self, transport: asyncio.Transport, agreed: Agreed, client: Client) -> None:
+    async def _transmit(
+        self, transport: asyncio.Transport, agreed: Agreed, client: Client, dropping: Dropping
+    ) -> None:
         export = agreed.export
         transmission = Transmission(
             agreed.device,
@@ -350,6 +356,7 @@ class Server:
             check_lock=export.check_lock,
         )
         self._transmissions[transmission] = _Session(export, client)
+        dropping.transmission = transmission
         try:
             transmission.start(transport, agreed.received, writable=agreed.writable)
             if self._stopping.is_set():

@@ -11,9 +11,11 @@ import os
 import ssl
 import stat
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swiftnbd.api.client import Client
 from swiftnbd.errors import ConfigError
 from swiftnbd.protocol.handshake import Tls
 from swiftnbd.server.config import TlsConfig
@@ -26,6 +28,19 @@ PSK_BYTES_MAX = 1024 * 1024
 PSK_KEY_BYTES_MIN = 16  # 128 bits
 
 _PSK_CIPHERS = ("kECDHEPSK+CHACHA20", "kECDHEPSK+AES")  # of TLS 1.2; those of 1.3 are there
+
+# What names of certificates are made of: RFC 4514, 3
+_SHORT = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
+}
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +72,39 @@ def server_tls(config: TlsConfig) -> ServerTls:
     return ServerTls(Tls.REQUIRED if config.required else Tls.OFFERED, context)
 
 
-def identity_of(transport: TlsTransport) -> str | None:
-    """Who is at the other end, if a verified certificate says so.
+def over_tls(client: Client, transport: TlsTransport) -> Client:
+    """The client, and who it is if a verified certificate says so.
 
     The certificate as a whole counts, not its subject: a CA may give out the same subject twice,
     and taking two machines for one would let them write to one disk.
     """
-    certificate = transport.peer_certificate
+    client = replace(client, is_encrypted=True)
+    certificate, names = transport.peer_certificate, transport.peer_names
     if certificate is None:
-        return None
-    return f"certificate {hashlib.sha256(certificate).hexdigest()}"
+        return client
+    return replace(
+        client,
+        identity=f"certificate {hashlib.sha256(certificate).hexdigest()}",
+        certificate_subject=distinguished_name(names.get("subject", ())),
+        certificate_issuer=distinguished_name(names.get("issuer", ())),
+    )
+
+
+def distinguished_name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """The text of a name as `ssl.SSLSocket.getpeercert` gives it: RFC 4514, the last part first."""
+    return ",".join(
+        "+".join(f"{_SHORT.get(kind, kind)}={_escaped(value)}" for kind, value in part)
+        for part in reversed(list(parts))
+    )
+
+
+def _escaped(value: str) -> str:
+    """RFC 4514, 2.4."""
+    text = "".join(f"\\{each}" if each in '"+,;<>\\' else each for each in value)
+    text = text.replace("\0", "\\00")
+    if text[:1] in ("#", " "):
+        text = f"\\{text}"
+    return f"{text[:-1]}\\ " if text[-1:] == " " and len(text) > 2 else text
 
 
 # Certificates

@@ -26,7 +26,7 @@ import enum
 import logging
 import ssl
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -104,6 +104,11 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def peer_certificate(self) -> bytes | None:
         """The client's certificate in DER, if one was asked for and verified."""
         return self._ssl.getpeercert(binary_form=True)
+
+    @property
+    def peer_names(self) -> Mapping[str, Any]:
+        """What `ssl.SSLSocket.getpeercert` says of a verified certificate; else nothing."""
+        return self._ssl.getpeercert() or {}
 
     def __str__(self) -> str:
         cipher = self._ssl.cipher()

@@ -181,7 +181,7 @@ def test_list_that_is_switched_off_is_refused_by_policy() -> None:
 
 def test_list_replies_carry_lengths_in_bytes() -> None:
     head = REPLY + b"\0\0\0\3"
-    assert Handshake().list_replies(["disk", "größe"]) == (
+    assert Handshake().list_replies([("disk", ""), ("größe", "")]) == (
         head + b"\0\0\0\2" + b"\0\0\0\x08" + b"\0\0\0\4disk"
         + head + b"\0\0\0\2" + b"\0\0\0\x0b" + b"\0\0\0\7gr\xc3\xb6\xc3\x9fe"
         + head + ACK + b"\0\0\0\0"
@@ -301,7 +301,7 @@ def test_several_options_at_once_are_answered_in_order() -> None:
     dialogue = Dialogue().feed(
         FIXED + option(99) + option(3) + option(6, query(b"disk")) + option(2)
     )
-    names = Handshake().list_replies(["disk"])
+    names = Handshake().list_replies([("disk", "")])
     text = b"option 99 is not supported"
     assert dialogue.sent == (
         REPLY + b"\0\0\0\x63" + UNSUP + len(text).to_bytes(4) + text

@@ -114,7 +114,7 @@ class Dialogue:
             case Send(data):
                 self.sent += data
             case ListWanted():
-                self.sent += self.handshake.list_replies(["disk"])
+                self.sent += self.handshake.list_replies([("disk", "")])
             case Aborted(data):
                 self.sent += data
                 self.ended = "abort"

@@ -26,7 +26,7 @@ def test_total_is_capped() -> None:
     [
         (tcp("192.0.2.1"), tcp("::ffff:192.0.2.1"), tcp("192.0.2.2")),
         (tcp("2001:db8::1"), tcp("2001:db8::ffff:1"), tcp("2001:db8:0:1::1")),
-        (process_peer(1, 0), process_peer(1, 0), process_peer(1, 1)),
+        (process_peer(1, 0, 0), process_peer(1, 0, 0), process_peer(1, 1, 0)),
     ],
 )
 def test_each_address_is_capped(first: Peer, same: Peer, other: Peer) -> None:

@@ -20,6 +20,7 @@ LAYERS = {
     "export": 3,
     "protocol": 2,
     "store": 2,
+    "scripts": 2,
     "plugins": 3,
     "filters": 3,
     "api": 1,
@@ -41,6 +42,8 @@ FORBIDDEN = {
     ("plugins", "filters"),
     ("export", "plugins"),
     ("export", "filters"),
+    ("export", "scripts"),
+    *(("scripts", other) for other in ("protocol", "store")),
 }
 BOTH_WORLDS = {
     "server/negotiation.py",

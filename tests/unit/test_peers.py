@@ -35,7 +35,7 @@ def test_two_peers_that_have_gone_are_not_one_client() -> None:
 
 
 def test_connections_of_a_process_are_one_client() -> None:
-    one, two = process_peer(os.getpid(), 7), process_peer(os.getpid(), 7)
+    one, two = process_peer(os.getpid(), 7, 0), process_peer(os.getpid(), 7, 0)
     assert one == two
     assert one.origin.family is Family.UNIX
     assert (one.client.host, one.client.port) == ("localhost", os.getpid())
@@ -43,19 +43,19 @@ def test_connections_of_a_process_are_one_client() -> None:
 
 
 def test_same_number_of_another_user_or_another_process_is_another_client() -> None:
-    ours = process_peer(os.getpid(), 7).client.identity
-    assert process_peer(os.getpid(), 8).client.identity != ours
-    assert process_peer(os.getppid(), 7).client.identity != ours
+    ours = process_peer(os.getpid(), 7, 0).client.identity
+    assert process_peer(os.getpid(), 8, 0).client.identity != ours
+    assert process_peer(os.getppid(), 7, 0).client.identity != ours
 
 
 def test_process_number_that_is_used_again_is_another_client() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        alive = process_peer(child.pid, 0).client.identity
+        alive = process_peer(child.pid, 0, 0).client.identity
         child.kill()
         child.wait()
-        assert process_peer(child.pid, 0).client.identity != alive
+        assert process_peer(child.pid, 0, 0).client.identity != alive
 
 
 def test_processes_the_kernel_has_no_number_for_are_not_one_client() -> None:
     """Those of another PID namespace all have the number 0 here."""
-    assert process_peer(0, 0).client.identity != process_peer(0, 0).client.identity
+    assert process_peer(0, 0, 0).client.identity != process_peer(0, 0, 0).client.identity
