@@ -3,8 +3,10 @@
 does around them. Called in the script's threads."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EINVAL, ENOTSUP
 from functools import partial
+from sys import getrefcount
 from typing import Any, Final
 
 from swiftnbd.api.client import Client
@@ -142,11 +144,11 @@ class Handle:
             raise
         except BaseException as error:
             raise script.raised("pread", error) from None
-        try:
-            view.release()  # a script that kept it must not change what is being sent
-        except BufferError:
-            return bytes(data)
-        return data
+        # A script that kept it, or a part of it, must not change what is being sent: views of parts
+        # refer to the bytes, as do we and the call that counts.
+        with suppress(BufferError):
+            view.release()
+        return data if getrefcount(data) == 2 else bytes(data)
 
     def _read_v1(self, answer: Any, length: int) -> bytes:
         try:

@@ -31,7 +31,7 @@ from swiftnbd.protocol.handshake import (
 from swiftnbd.protocol.options import ExportInfo
 from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.config import ServerConfig
-from swiftnbd.server.tls import ServerTls, over_tls
+from swiftnbd.server.tls import ServerTls, certificate_names, identity_of
 from swiftnbd.server.tls_transport import TlsTransport
 
 GOODBYE_SECONDS_MAX = 1.0  # for a client to hear that the server ends, and to say ABORT
@@ -155,7 +155,7 @@ class Negotiation(asyncio.Protocol):
         inside = Negotiation(
             self._upgraded,
             self._all_exports,
-            over_tls(self.client, self._upgraded),
+            _over_tls(self.client, self._upgraded),
             self._attach,
             replace(self._config, handshake_seconds_max=self._patience - (loop.time() - began)),
             handshake=self._handshake.over_tls(),
@@ -320,6 +320,18 @@ class Negotiation(asyncio.Protocol):
 def _shown(name: str) -> str:
     """A peer's name for a message: quoted, control characters escaped, cut to a sane length."""
     return repr(name if len(name) <= _NAME_SHOWN_MAX else name[:_NAME_SHOWN_MAX] + "...")
+
+
+def _over_tls(client: Client, transport: TlsTransport) -> Client:
+    """Who a client is that goes on inside TLS."""
+    subject, issuer = certificate_names(transport)
+    return replace(
+        client,
+        identity=identity_of(transport) or client.identity,
+        is_encrypted=True,
+        certificate_subject=subject,
+        certificate_issuer=issuer,
+    )
 
 
 def _rules(config: ServerConfig) -> Rules:

@@ -12,10 +12,9 @@ import ssl
 import stat
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from swiftnbd.api.client import Client
 from swiftnbd.errors import ConfigError
 from swiftnbd.protocol.handshake import Tls
 from swiftnbd.server.config import TlsConfig
@@ -72,22 +71,22 @@ def server_tls(config: TlsConfig) -> ServerTls:
     return ServerTls(Tls.REQUIRED if config.required else Tls.OFFERED, context)
 
 
-def over_tls(client: Client, transport: TlsTransport) -> Client:
-    """The client, and who it is if a verified certificate says so.
+def identity_of(transport: TlsTransport) -> str | None:
+    """Who is at the other end, if a verified certificate says so.
 
     The certificate as a whole counts, not its subject: a CA may give out the same subject twice,
     and taking two machines for one would let them write to one disk.
     """
-    client = replace(client, is_encrypted=True)
-    certificate, names = transport.peer_certificate, transport.peer_names
+    certificate = transport.peer_certificate
     if certificate is None:
-        return client
-    return replace(
-        client,
-        identity=f"certificate {hashlib.sha256(certificate).hexdigest()}",
-        certificate_subject=distinguished_name(names.get("subject", ())),
-        certificate_issuer=distinguished_name(names.get("issuer", ())),
-    )
+        return None
+    return f"certificate {hashlib.sha256(certificate).hexdigest()}"
+
+
+def certificate_names(transport: TlsTransport) -> tuple[str, str]:
+    """Subject and issuer of the other end's verified certificate; '' without one."""
+    names = transport.peer_names
+    return distinguished_name(names.get("subject", ())), distinguished_name(names.get("issuer", ()))
 
 
 def distinguished_name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:

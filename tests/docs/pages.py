@@ -117,6 +117,7 @@ PAGES = {
                  "swiftnbd-server -f -a s3:": _BUCKET},
     ),
     "docs/operations.md": Page(before=_DEMO),
+    "docs/nbdkit-python.md": Page(),
     "docs/plugin-reference.md": Page(),
     "docs/plugins.md": Page(),
     "docs/qemu.md": Page(
