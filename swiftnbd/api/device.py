@@ -94,6 +94,12 @@ class Device(ABC):
             if method in vars(cls) and capability not in vars(cls):
                 setattr(cls, capability, value)
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has failed for good, and only another one can help: it is closed when its
+        last client has left, and `swiftnbd.api.Plugin.open` is called for the next."""
+        return False
+
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
         """The bytes in pieces, if all are in memory. The pieces never change afterwards.
 

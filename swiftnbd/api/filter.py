@@ -58,6 +58,10 @@ class Filter(Device):
             if getattr(kind, name) is getattr(Filter, name):
                 setattr(self, name, getattr(device, name))
 
+    @property
+    def is_spent(self) -> bool:
+        return self.device.is_spent
+
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
         return self.device.read_now(offset, length)
 

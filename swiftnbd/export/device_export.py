@@ -240,7 +240,7 @@ class DeviceExport(BaseExport):
 
     async def _leave(self, shared: _Shared) -> None:
         shared.connections -= 1
-        if not shared.connections and not shared.stays:
+        if not shared.connections and (not shared.stays or shared.device.is_spent):
             del self._shared[shared.name]
             await close(shared.device, self.name)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ file =
 [web]
 plugin = http
 url = {url}
+[far]
+plugin = nbd
+socket = {folder}/nbdkit.sock
+[qcow]
+plugin = nbd
+uri = nbd+unix:///?socket={folder}/qemu.sock
+filters = through
 [runs]
 plugin = sparse-random
 size = 32M
@@ -166,13 +174,46 @@ def wait_for_port(port: int) -> None:
             time.sleep(0.01)
 
 
+@contextmanager
+def far_server(socket: Path, *command: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Somebody else's server on a Unix socket, until it is killed."""
+    socket.unlink(missing_ok=True)
+    with subprocess.Popen(command) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not socket.is_socket():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+
+
+def nbdkit(folder: Path) -> AbstractContextManager["subprocess.Popen[bytes]"]:
+    socket = folder / "nbdkit.sock"
+    return far_server(socket, "nbdkit", "-f", "-U", str(socket), "file", str(folder / "far.img"))
+
+
 @pytest.fixture(scope="module")
-def server(folder: Path, image: Path, url: str) -> Iterator[ServerProcess]:
+def far(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """An image behind nbdkit, and one behind qemu-nbd."""
+    (folder / "far.img").write_bytes(bytes(16 * MiB))
+    qcow, socket = folder / "disk.qcow2", folder / "qemu.sock"
+    run("qemu-img", "create", "-q", "-f", "qcow2", qcow, "16M")
+    qemu = ["qemu-nbd", "-f", "qcow2", "-e", "8", "-t", "--discard=unmap", "-k", str(socket)]
+    with nbdkit(folder) as process, far_server(socket, *qemu, str(qcow)):
+        yield process
+
+
+@pytest.fixture(scope="module")
+def server(
+    folder: Path, image: Path, url: str, far: "subprocess.Popen[bytes]"
+) -> Iterator[ServerProcess]:
     for number, size in ((1, 3 * MiB + 512), (2, 5 * MiB - 512)):
         with Path(f"{image}.{number}").open("wb") as file:
             file.truncate(size)
     config = folder / "secrets.conf"
-    config.write_text(CONFIG.format(image=image, url=url))
+    config.write_text(CONFIG.format(image=image, url=url, folder=folder))
     config.chmod(0o600)
     server = ServerProcess("--secrets", str(config), workdir=folder, strict=True)
     try:
@@ -294,6 +335,57 @@ def test_file_of_a_web_server_is_copied(
     os.utime(folder / "web/disk.img", (1, 1))
     server.allows("has changed since it was opened")
     assert run("nbdcopy", server.uris()["web"], "null:", check=False).returncode
+
+
+@pytest.mark.parametrize("name", ["far", "qcow"])
+def test_disk_of_another_server(
+    server: ServerProcess, image: Path, tmp_path: Path, name: str
+) -> None:
+    uri = server.uris()[name]
+    run("nbdcopy", "--flush", image, uri)
+    run("nbdcopy", uri, tmp_path / "copy.img")
+    assert filecmp.cmp(image, tmp_path / "copy.img", shallow=False)
+    io(uri, "write -P 7 1M 1M", "write -z -u 1M 64k", "write -f -P 8 100 1000", "discard 8M 4M")
+    io(uri, "flush", "read -P 0 1M 64k", "read -P 7 1088k 960k", "read -P 8 100 1000")
+    kinds = run("nbdinfo", "--map", uri).stdout
+    assert "hole,zero" in kinds
+    assert "data" in kinds
+
+
+def test_server_that_is_killed_and_comes_back(
+    server: ServerProcess, far: "subprocess.Popen[bytes]", folder: Path
+) -> None:
+    """What was flushed is read again; what was not is told by the next flush."""
+    server.allows("the connection is lost")
+    server.allows("before all was flushed")
+    uri = server.uris()["far"]
+    io(uri, "write -P 5 0 64k", "flush")
+    far.kill()
+    far.wait()
+    with nbdkit(folder) as again:
+        io(uri, "read -P 5 0 64k", "write -P 6 0 64k", "flush", "read -P 6 0 64k")
+        code = f"""
+import nbd, os, signal
+h = nbd.NBD(); h.connect_uri({uri!r})
+h.pwrite(b'x' * 512, 0)
+os.kill({again.pid}, signal.SIGKILL)
+print(input())
+for change in (h.flush, lambda: h.pwrite(b'y' * 512, 0)):
+    try:
+        change()
+    except nbd.Error as error:
+        print(error.errno)
+h.shutdown()
+"""
+        with subprocess.Popen(
+            ["nbdsh", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PATH": os.defpath},
+        ) as shell:  # fmt: skip
+            again.wait()
+            with nbdkit(folder):
+                said, _ = shell.communicate("go\n", timeout=60)
+                assert said.split() == ["go", "EIO", "EIO"]
+                io(uri, "write -P 7 0 64k", "flush", "read -P 7 0 64k")
 
 
 def test_data_is_what_nbdkit_makes_of_it() -> None:

@@ -207,6 +207,22 @@ async def test_filter_that_counts_reads_at_once_still_reads() -> None:
     assert counting.write_now(0, b"x")
 
 
+def test_device_that_is_spent_is_so_through_filters() -> None:
+    class Worn(Least):
+        worn = False
+
+        @property
+        def is_spent(self) -> bool:
+            return self.worn
+
+    device = Worn()
+    top = Filter(Filter(device))
+    assert not top.is_spent
+    device.worn = True
+    assert top.is_spent
+    assert not Least().is_spent
+
+
 def test_names_of_version_1_are_all_there() -> None:
     """What was written against it keeps working: this list only ever grows."""
     version_1 = {

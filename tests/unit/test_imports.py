@@ -46,6 +46,7 @@ FORBIDDEN = {
     *(("scripts", other) for other in ("protocol", "store")),
 }
 BOTH_WORLDS = {
+    "plugins/nbd/device.py",
     "server/negotiation.py",
     "server/perform.py",
     "server/server.py",
