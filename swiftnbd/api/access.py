@@ -8,7 +8,9 @@ from swiftnbd.buffers import Buffer
 
 
 async def read_bytes(device: Device, offset: int, length: int) -> bytes:
-    """The bytes of any range inside the device, in requests that suit its block sizes."""
+    """The bytes of any range, or none, inside the device, in requests that suit its block sizes."""
+    if not length:
+        return b""
     least, most = device.block_size_min, device.block_size_max
     start, end = offset // least * least, -(-(offset + length) // least) * least
     found: list[Buffer] = []

@@ -16,7 +16,7 @@ from swiftnbd.api.plugin import FilterPlugin, Opening, Plugin
 from swiftnbd.api.profile import Profile
 from swiftnbd.errors import ContainerMissing, Locked, SwiftnbdError
 from swiftnbd.export.base import BaseExport
-from swiftnbd.export.layers import Layers, called, close
+from swiftnbd.export.layers import Layers, ReadOnly, called, close
 from swiftnbd.export.status import ExportFacts, ExportState, ExportStatus
 from swiftnbd.export.turns import Turns
 from swiftnbd.metrics import Counters
@@ -247,6 +247,8 @@ class DeviceExport(BaseExport):
     async def _open(self, opening: Opening) -> Device:
         """What the plugin makes, behind all filters that belong to it."""
         device = await called(self._plugin.open(opening), f"{self.name}: opening it")
+        if self.read_only and not device.read_only:
+            device = ReadOnly(device)
         if self._layers.per_connection:
             device = await self._layers.connect(device, opening)
         else:

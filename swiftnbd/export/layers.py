@@ -80,6 +80,12 @@ class Kept(Filter):
         pass
 
 
+class ReadOnly(Filter):
+    """A device that is not to be changed; a filter above may yet take writes, and keep them."""
+
+    read_only = True
+
+
 class Unchangeable(Kept):
     """A device to look at as if it could be changed."""
 

@@ -346,7 +346,7 @@ def export_info(
     export: BaseExport, profile: Profile, wanted: str, *, structured: bool
 ) -> ExportInfo:
     """What we say of an export to who asks for the name ``wanted``, from one snapshot of it."""
-    flags = flags_of(profile, read_only=export.read_only)
+    flags = flags_of(profile)
     shares = export.shares_device if profile.multi_conn is None else profile.multi_conn
     if export.multi_conn and shares:
         flags |= TransmissionFlag.CAN_MULTI_CONN
@@ -363,7 +363,7 @@ def export_info(
     )
 
 
-def flags_of(profile: Profile, *, read_only: bool) -> TransmissionFlag:
+def flags_of(profile: Profile) -> TransmissionFlag:
     """The flags that a device of this profile has, whoever uses it."""
     flags = TransmissionFlag.HAS_FLAGS
     if profile.can_flush:
@@ -372,7 +372,7 @@ def flags_of(profile: Profile, *, read_only: bool) -> TransmissionFlag:
         flags |= TransmissionFlag.SEND_CACHE
     if profile.is_rotational:
         flags |= TransmissionFlag.ROTATIONAL
-    if read_only or profile.read_only:
+    if profile.read_only:
         return flags | TransmissionFlag.READ_ONLY
     if profile.can_fua or profile.can_flush:
         flags |= TransmissionFlag.SEND_FUA
