@@ -108,6 +108,11 @@ def test_exports_of_the_server(folder: Path) -> None:
     ]
 
 
+def test_plugins_filters_and_their_keys(folder: Path) -> None:
+    assert complete("swiftnbd-server --secrets s.conf m", folder) == ["memory", "media"]
+    assert complete("swiftnbd-server --filter through sparse-random run", folder) == ["runlength="]
+
+
 @pytest.mark.parametrize("program", VARIABLES)
 @pytest.mark.parametrize("name", ["zsh", "fish"])
 def test_script_of_other_shells_is_sound_and_offers_the_same(

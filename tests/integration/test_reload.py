@@ -23,6 +23,7 @@ from tests.support.foreground import SECONDS_MAX, Foreground, command, server
 from tests.support.nbd_client import STARTTLS, NbdClient, NbdError, Refused
 
 DATA = b"\x5a" * 512
+OTHER_DATA = b"\xa5" * 512
 OTHER = "127.0.0.2"  # another client
 
 
@@ -149,6 +150,35 @@ def test_removal_is_taken_back_while_its_client_is_there(configured: Configured)
             client.disconnect()
         configured.wait_log("one: unlocked")
         assert running.exports() == [b"one", b"two"]
+
+
+def test_container_becomes_a_plugin_and_a_container_again(configured: Configured) -> None:
+    plugin = ("[two]", "[one]", "plugin = memory", "size = 3M")
+    with configured.server() as running:
+        with NbdClient(running.port) as client:
+            client.go(b"one")
+            client.write(0, DATA)
+            running.reload(*plugin)
+            assert "one: changed; in use, so for its next client" in configured.log
+            client.write(512, DATA)
+            client.flush()
+            client.disconnect()
+        configured.wait_log("one: it is served now")
+        assert running.exports() == [b"two", b"one"]
+        with NbdClient(running.port) as client:
+            assert client.go(b"one").size == 3 * 1024 * 1024
+            assert client.read(0, 512) == bytes(512)
+            client.write(0, OTHER_DATA)
+            running.reload("[one]", "[two]")
+            assert client.read(0, 512) == OTHER_DATA
+            client.disconnect()
+        configured.wait_log("one: it is served now")
+        assert running.exports() == [b"one", b"two"]
+        with NbdClient(running.port) as client:
+            assert client.go(b"one").size == 16 * 65536
+            assert client.read(0, 1024) == DATA * 2
+        running.reload(*plugin)
+        configured.wait_log("one: it is served now")  # nobody had it, so it was at once
 
 
 UNUSABLE = {

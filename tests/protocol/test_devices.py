@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Exports that plugins make, and filters: what a client is told and gets, and how long it lasts."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from errno import ENOSPC
@@ -18,6 +19,7 @@ from swiftnbd.api import (
 )
 from swiftnbd.export.device_export import DeviceExport
 from swiftnbd.export.export import Export
+from swiftnbd.export.status import ExportState
 from swiftnbd.plugins.memory import Memory, MemoryDevice
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
@@ -330,6 +332,84 @@ async def test_read_only_export_of_a_plugin_takes_no_write() -> None:
             await peer.write(0, b"x")
         assert caught.value.number == nbd.EPERM
         await peer.disconnect()
+
+
+@dataclass
+class Reluctant(FilterPlugin):
+    """Can be closed only when it may: its last bytes have no place yet."""
+
+    may: bool = False
+    tries: int = 0
+
+    async def wrap(self, device: Device, opening: Opening) -> Device:
+        return ReluctantFilter(device, self)
+
+
+class ReluctantFilter(Filter):
+    def __init__(self, device: Device, plugin: Reluctant) -> None:
+        super().__init__(device)
+        self.plugin = plugin
+
+    async def close(self) -> None:
+        self.plugin.tries += 1
+        if not self.plugin.may:
+            raise OSError(ENOSPC, "No space left on device")
+        await self.device.write(0, b"the last bytes")
+        await super().close()
+
+
+async def kept(filters: Sequence[FilterPlugin]) -> tuple[GatedStore, Export]:
+    store = GatedStore("disk", 4, 64 * KiB)
+    await store.set_up()
+    return store, Export("disk", store, filters=tuple(filters))
+
+
+async def test_container_is_kept_until_its_filters_can_be_closed(
+    expects_log: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swiftnbd.export.export.KEPT_RETRY_SECONDS", 0.01)
+    expects_log("disk: kept locked, trying again: No space left on device")
+    filter_ = Reluctant()
+    store, export = await kept([filter_])
+    async with serving(export) as served:
+        async with await served.attached() as peer:
+            await peer.write(100, b"before")
+            await peer.disconnect()
+        await served.idle()
+        await until(lambda: filter_.tries >= 3)
+        assert export.attached
+        assert export.status.state is ExportState.KEPT
+        async with await served.attached() as peer:  # finds all as it was
+            assert await peer.read(100, 6) == b"before"
+            filter_.may = True
+            await peer.disconnect()
+        await served.idle()
+        assert not export.attached
+        blob = await store.get("disk.part/00000000")
+        assert blob is not None
+        assert blob.data[:14] == b"the last bytes"
+        assert blob.data[100:106] == b"before"
+
+
+async def test_container_whose_filters_cannot_be_closed_at_the_end_keeps_its_lock(
+    expects_log: Announce,
+) -> None:
+    expects_log("kept locked, trying again: No space left on device")
+    expects_log("disk: No space left on device")
+    expects_log("disk: stays locked")
+    filter_ = Reluctant()
+    store, export = await kept([filter_])
+    async with serving(export, stops_whole=False) as served:
+        async with await served.attached() as peer:
+            await peer.disconnect()
+        await served.idle()
+    assert store.metadata["swiftnbd-client"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
 
 
 async def test_failure_to_close_is_reported_at_the_end(expects_log: Announce) -> None:

@@ -2,12 +2,14 @@
 """Plugins and filters on the command line and in the configuration: found, told, shown."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from swiftnbd.api import BOOLEAN, FRACTION, OFFSET, SECONDS, SIZE, TEXT, ConfigError, parameter
@@ -179,6 +181,26 @@ def test_dump_plugin_is_for_programs() -> None:
     assert "api_version=1" in lines
     assert "plugins=" in call("--dump-plugin").output
     assert "summary=Begins later." in call("--dump-plugin", "--filter", "later.py").output
+
+
+def offered(*words: str) -> list[str]:
+    """What a shell is told for the last word."""
+    try:
+        complete = ShellComplete(server, {}, "swiftnbd-server", "_COMPLETE")
+        return [each.value for each in complete.get_completions(list(words[:-1]), words[-1])]
+    finally:
+        logging.disable(logging.NOTSET)  # for a process that does nothing else it may stay so
+
+
+def test_names_and_keys_are_completed() -> None:
+    assert offered("mem") == ["memory"]
+    assert set(own_names(PLUGINS)) < set(offered(""))
+    assert offered("--filter", "thr") == ["through"]
+    assert offered("sparse-random", "run") == ["runlength="]
+    assert offered("--filter", "later.py", "memory", "") == ["size=", "by=", "size="]
+    assert offered("./greedy.py", "s") == ["script="]
+    assert offered("no-such-plugin", "s") == []
+    assert offered("--filter", "later.py", "swift", "b") == []
 
 
 # Beside containers

@@ -5,8 +5,9 @@ import asyncio
 import ctypes
 import os
 import random
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EIO, ENOSPC, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from swiftnbd.plugins.memory import PAGE_BYTES, MemoryDevice
 from swiftnbd.plugins.pattern import pattern
 from swiftnbd.plugins.split import Split, SplitDevice
 
+MiB = 1024 * 1024
 SIZE = 5 * PAGE_BYTES + 1000
 Make = Callable[[Path], Device]
 
@@ -174,6 +176,45 @@ async def test_write_that_is_given_up_is_over_when_that_is_known(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert written == [b"old"]
+    await device.close()
+
+
+@pytest.fixture
+def loop_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A block device, and the file below it."""
+    below = tmp_path / "below"
+    with below.open("wb") as file:
+        file.truncate(MiB)
+    try:
+        done = subprocess.run(
+            ["losetup", "-f", "--show", str(below)], capture_output=True, text=True, timeout=30
+        )
+    except FileNotFoundError:
+        pytest.skip("losetup is not installed")
+    if done.returncode:
+        pytest.skip(f"no loop device can be made here: {done.stderr.strip()}")
+    yield Path(done.stdout.strip()), below
+    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True, timeout=30)
+
+
+async def test_block_device_is_a_disk(loop_device: tuple[Path, Path]) -> None:
+    path, below = loop_device
+    device = FileDevice(path, 2, read_only=False)
+    assert device.size == MiB
+    await device.write(100, b"x" * 300_000)
+    await device.zero(4096, 8192)
+    await device.zero(20_000, 100)  # in no sectors of its own
+    await device.trim(65536, 65536)
+    await device.flush()
+    expected = bytearray(b"x" * 300_000)
+    for begin, length in ((4096 - 100, 8192), (20_000 - 100, 100)):
+        expected[begin : begin + length] = bytes(length)
+    found = b"".join(await device.read(100, 300_000))
+    expected[65436 : 65436 + 65536] = found[65436 : 65436 + 65536]  # whatever it is now
+    assert found == expected
+    assert below.read_bytes()[100:4096] == b"x" * 3996
+    (extent,) = await device.extents(0, MiB, count=5)
+    assert extent == (MiB, False, False)
     await device.close()
 
 
