@@ -19,6 +19,7 @@ from benchmarks import (
     ctl,
     engine,
     eviction,
+    filters,
     hostile,
     memory,
     requests,
@@ -32,6 +33,7 @@ from benchmarks.results import Missing, Results
 
 MEASURES = {
     cached.PART: cached.measure,
+    filters.PART: filters.measure,
     tls.PART: tls.measure,
     copying.PART: copying.measure,
     engine.PART: engine.measure,

@@ -12,6 +12,7 @@ KIB = 1024
 MIB = 1024 * KIB
 PARTS = (
     "cached",
+    "filters",
     "tls",
     "copy",
     "engine",

@@ -143,11 +143,11 @@ def swiftnbd_server(workdir: Path, cache_mib: int, *arguments: str) -> Server:
 
 
 @contextmanager
-def nbdkit_memory(workdir: Path, size: int, *flags: str) -> Iterator[str]:
-    """nbdkit's memory plugin; its URI."""
+def nbdkit_memory(workdir: Path, size: int, *flags: str, told: Sequence[str] = ()) -> Iterator[str]:
+    """nbdkit's memory plugin; its URI. ``told`` is what it says to its filters."""
     port = _free_port()
     command = [find("nbdkit"), "-f", "-i", "127.0.0.1", "-p", str(port), *flags]
-    with Process([*command, "memory", str(size)], workdir) as nbdkit:
+    with Process([*command, "memory", str(size), *told], workdir) as nbdkit:
         nbdkit.wait_for(lambda: _answers(port))
         yield f"nbd://127.0.0.1:{port}"
 
