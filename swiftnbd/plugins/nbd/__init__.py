@@ -36,7 +36,7 @@ class Nbd(Plugin):
     """An export of another NBD server, to put filters, TLS or access rules in front of it.
 
     All clients share its connections. A connection that is lost is made again; if that happened
-    before all was flushed, changes fail until the clients have left.
+    before all was flushed, everything fails until the clients have left.
     """
 
     uri: str = parameter(TEXT, "Where it is: nbd://HOST/EXPORT, nbds:// and nbd+unix://.",

@@ -4,8 +4,8 @@
 What only looks is asked again on another connection when one is lost. A change is not: nobody
 knows whether the server has carried it out, or still will, over what is written later. Nor is it
 known what became of changes that were answered and not flushed, for the server may have been
-started anew. So a connection that is lost while there are such changes makes the device `is_spent`:
-it can be read, every change and flush fails, and its clients see that before they go on.
+started anew, and then even a read would bring back what was there before. So a connection that is
+lost while there are such changes makes the device `is_spent`: all its requests fail from then on.
 """
 
 import asyncio
@@ -81,15 +81,31 @@ class NbdDevice(Device):
         await self._look(Command.CACHE, offset, min(length, LENGTH_MAX))
 
     async def _look(self, command: Command, offset: int, length: int, flags: int = 0) -> Answer:
-        for retry in range(self._retries + 1):
+        for _ in range(self._retries):
+            connection = await self._ready()
+            with suppress(Lost):
+                return await connection.send(command, offset, length, flags)
+        connection = await self._ready()
+        try:
+            return await connection.send(command, offset, length, flags)
+        except Lost as error:
+            raise self._failure(error) from None
+
+    async def _ready(self) -> Connection:
+        """A connection that a request can be sent on, until the next await."""
+        failure: Lost | None = None
+        for _ in range(self._retries + 1):
+            self._check()
             connection = await self._remote.connection()
             try:
                 await connection.room()
-                return await connection.send(command, offset, length, flags)
             except Lost as error:
-                if retry == self._retries:
-                    raise self._failure(error) from None
-        raise AssertionError("unreachable")
+                failure = error
+            else:
+                self._check()
+                return connection
+        assert failure is not None
+        raise self._failure(failure)
 
     def _failure(self, error: Exception) -> ExportError:
         return ExportError(EIO, f"{self._remote.server.shown}: {error}")
@@ -126,12 +142,7 @@ class NbdDevice(Device):
         self, command: Command, offset: int, length: int, flags: int, data: Buffer = b""
     ) -> None:
         assert command in CHANGING
-        connection = await self._remote.connection()
-        try:
-            await connection.room()
-        except Lost as error:  # nothing was sent
-            raise self._failure(error) from None
-        self._check()
+        connection = await self._ready()
         self._sent += 1
         number = self._sent
         self._at_work.add(number)
@@ -155,7 +166,7 @@ class NbdDevice(Device):
         if self._spent:
             raise ExportError(
                 EIO, f"{self._remote.server.shown}: the connection was lost before all was "
-                "flushed; it can be changed again when its clients have left",
+                "flushed; the disk can be used again when its clients have left",
             )  # fmt: skip
 
     async def _answered(self, connection: Connection, future: asyncio.Future[Answer]) -> None:
@@ -177,12 +188,9 @@ class NbdDevice(Device):
     # Making durable
 
     async def flush(self) -> None:
-        self._check()
+        connection = await self._ready()
         safe = min(self._at_work, default=self._sent + 1) - 1  # all that was answered by now
-        connection = await self._remote.connection()
         try:
-            await connection.room()
-            self._check()  # a connection may have been lost, and with it what it is to flush
             await self._answered(connection, connection.send(Command.FLUSH, 0, 0))
         except Lost as error:
             raise self._failure(error) from None
