@@ -143,13 +143,22 @@ def swiftnbd_server(workdir: Path, cache_mib: int, *arguments: str) -> Server:
 
 
 @contextmanager
-def nbdkit_memory(workdir: Path, size: int, *flags: str, told: Sequence[str] = ()) -> Iterator[str]:
-    """nbdkit's memory plugin; its URI. ``told`` is what it says to its filters."""
+def nbdkit_memory(workdir: Path, size: int, *flags: str) -> Iterator[str]:
+    """nbdkit's memory plugin; its URI."""
+    with nbdkit_process(workdir, size, *flags) as (uri, _):
+        yield uri
+
+
+@contextmanager
+def nbdkit_process(
+    workdir: Path, size: int, *flags: str, told: Sequence[str] = ()
+) -> Iterator[tuple[str, Process]]:
+    """The same, and its process. ``told`` is what its filters are told."""
     port = _free_port()
     command = [find("nbdkit"), "-f", "-i", "127.0.0.1", "-p", str(port), *flags]
     with Process([*command, "memory", str(size), *told], workdir) as nbdkit:
         nbdkit.wait_for(lambda: _answers(port))
-        yield f"nbd://127.0.0.1:{port}"
+        yield f"nbd://127.0.0.1:{port}", nbdkit
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import KiB, MiB
+from tests.support.certificates import Certificates
 from tests.support.clients import run
 from tests.support.server_process import ServerProcess, script
 
@@ -50,6 +51,10 @@ url = {url}
 [far]
 plugin = nbd
 socket = {folder}/nbdkit.sock
+[secret]
+plugin = nbd
+uri = nbds+unix:///?socket={folder}/secret.sock
+tls-certificates = {certificates}
 [qcow]
 plugin = nbd
 uri = nbd+unix:///?socket={folder}/qemu.sock
@@ -195,25 +200,36 @@ def nbdkit(folder: Path) -> AbstractContextManager["subprocess.Popen[bytes]"]:
 
 
 @pytest.fixture(scope="module")
-def far(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """An image behind nbdkit, and one behind qemu-nbd."""
+def far(folder: Path, certificates: Certificates) -> Iterator["subprocess.Popen[bytes]"]:
+    """An image behind nbdkit, one behind qemu-nbd, and one behind nbdkit with TLS."""
     (folder / "far.img").write_bytes(bytes(16 * MiB))
     qcow, socket = folder / "disk.qcow2", folder / "qemu.sock"
     run("qemu-img", "create", "-q", "-f", "qcow2", qcow, "16M")
     qemu = ["qemu-nbd", "-f", "qcow2", "-e", "8", "-t", "--discard=unmap", "-k", str(socket)]
-    with nbdkit(folder) as process, far_server(socket, *qemu, str(qcow)):
+    tls = ["--tls=require", "--tls-verify-peer", f"--tls-certificates={certificates.server}"]
+    secret = ["nbdkit", "-f", "-U", str(folder / "secret.sock"), *tls, "memory", "16M"]
+    with (
+        nbdkit(folder) as process,
+        far_server(socket, *qemu, str(qcow)),
+        far_server(folder / "secret.sock", *secret),
+    ):
         yield process
 
 
 @pytest.fixture(scope="module")
 def server(
-    folder: Path, image: Path, url: str, far: "subprocess.Popen[bytes]"
+    folder: Path,
+    image: Path,
+    url: str,
+    far: "subprocess.Popen[bytes]",
+    certificates: Certificates,
 ) -> Iterator[ServerProcess]:
     for number, size in ((1, 3 * MiB + 512), (2, 5 * MiB - 512)):
         with Path(f"{image}.{number}").open("wb") as file:
             file.truncate(size)
     config = folder / "secrets.conf"
-    config.write_text(CONFIG.format(image=image, url=url, folder=folder))
+    told = {"image": image, "url": url, "folder": folder, "certificates": certificates.client}
+    config.write_text(CONFIG.format(**told))
     config.chmod(0o600)
     server = ServerProcess("--secrets", str(config), workdir=folder, strict=True)
     try:
@@ -337,7 +353,7 @@ def test_file_of_a_web_server_is_copied(
     assert run("nbdcopy", server.uris()["web"], "null:", check=False).returncode
 
 
-@pytest.mark.parametrize("name", ["far", "qcow"])
+@pytest.mark.parametrize("name", ["far", "qcow", "secret"])
 def test_disk_of_another_server(
     server: ServerProcess, image: Path, tmp_path: Path, name: str
 ) -> None:
