@@ -139,6 +139,8 @@ class Flags:
 
     def _names_plugin(self, auth: AuthConfig, words: Sequence[str]) -> bool:
         """Whether a plugin is meant. If all words are names of containers, these are meant."""
+        if self.serving.filters and is_pair(words[0]):  # for a filter, though it may hold a slash
+            return False
         if words[0] == SWIFT or find_plugin(words[0]) is None:
             return False
         return not all(self.options.is_export(auth, word) for word in words)

@@ -243,6 +243,11 @@ def test_filters_stand_before_containers_too(folder: str) -> None:
     assert sorted(both) == ["disk", "memory"]
 
 
+def test_path_that_a_filter_is_told_is_no_plugin(folder: str, workplace: Path) -> None:
+    found = exports("-a", folder, "--filter", "cow", f"cow-file={workplace}/changes", "disk")
+    assert f"{workplace}/changes" in str(found["disk"]["filters"])
+
+
 def secrets(workplace: Path, text: str) -> tuple[str, str]:
     path = workplace / "secrets.conf"
     path.write_text(text)
