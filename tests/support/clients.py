@@ -46,6 +46,7 @@ PACKAGES = {
     "systemd-socket-activate": "systemd",
     "systemd-sysusers": "systemd",
     "umount": "mount",
+    "xz": "xz-utils",
 }
 
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
