@@ -25,7 +25,7 @@ from swiftnbd.store.base import ContainerInfo, Store
 
 if TYPE_CHECKING:
     from swiftnbd.cli.checking import Found
-    from swiftnbd.export.lock import Tenure
+    from swiftnbd.export.holders import Tenure
 
 SHOWN_MAX = 100  # lines of one kind; --json has them all
 

@@ -18,7 +18,7 @@ from swiftnbd.export.marks import describe_holder, describe_time, split_mark
 from swiftnbd.store.base import ContainerInfo, Store
 
 if TYPE_CHECKING:
-    from swiftnbd.export.lock import Sighting
+    from swiftnbd.export.holders import Sighting
 
 
 @dataclass(frozen=True, slots=True)

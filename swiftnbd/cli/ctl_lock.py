@@ -23,7 +23,7 @@ from swiftnbd.export.layout import is_set_up
 from swiftnbd.store.base import Store
 
 if TYPE_CHECKING:
-    from swiftnbd.export.lock import Sighting
+    from swiftnbd.export.holders import Sighting
     from swiftnbd.export.pace import Pace, Timing
     from swiftnbd.export.watch import Watch
 

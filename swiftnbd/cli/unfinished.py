@@ -8,8 +8,9 @@ go over that unasked.
 
 import json
 
+from swiftnbd.export.holders import Tenure
 from swiftnbd.export.layout import OWN_PREFIX
-from swiftnbd.export.lock import Lock, Tenure
+from swiftnbd.export.lock import Lock
 from swiftnbd.store.base import Store
 
 COPY = OWN_PREFIX + "copy"

@@ -82,7 +82,7 @@ def held_state(token: str, count: int) -> str:
 
 
 def released_state(token: str, binding: str) -> str:
-    """The renew token that ends an epoch. For ``binding`` see `swiftnbd.export.lock.Tenure`."""
+    """The renew token that ends an epoch. For ``binding`` see `swiftnbd.export.holders.Tenure`."""
     return f"{token}:released:{binding}:{int(time.time())}"
 
 

@@ -39,10 +39,11 @@ from swiftnbd.export.base import BaseExport, no_lock
 from swiftnbd.export.disk import ObjectDevice, profile_of
 from swiftnbd.export.disk_cache import DiskCache
 from swiftnbd.export.handover import recall, remember
+from swiftnbd.export.holders import NOBODY, Sighting
 from swiftnbd.export.layers import Kept, Layers, called, close
 from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.lease import Keeper, Leased
-from swiftnbd.export.lock import NOBODY, Lock, Sighting
+from swiftnbd.export.lock import Lock
 from swiftnbd.export.marks import describe_holder, holder_host, mark_for
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings

@@ -19,7 +19,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from swiftnbd.errors import (
     ContainerMissing,
@@ -39,7 +39,17 @@ from swiftnbd.export.epoch import (
     read_epoch,
     released_state,
 )
-from swiftnbd.export.layout import META_PREFIX, DiskInfo, parse_metadata
+from swiftnbd.export.holders import (
+    CLIENT,
+    EPOCH,
+    LAST,
+    NOBODY,
+    Marks,
+    Sighting,
+    Tenure,
+    tenure_of,
+)
+from swiftnbd.export.layout import DiskInfo, parse_metadata
 from swiftnbd.export.marks import describe_holder
 from swiftnbd.export.pace import Pace, Timing
 from swiftnbd.export.process import current_process
@@ -47,74 +57,17 @@ from swiftnbd.store.base import Store
 
 SETTLE_ROUNDS_MAX = 3  # read back, mark again, read back; more would be somebody working against us
 
+# A creator as quick as that was seen by every other one, whose settle delay begins once it is done:
+# the whole delay by the arithmetic, less a margin for clocks and for the way of the reply.
+SEEN_SHARE = 0.8
+SLOW_CLAIMS_MAX = 3  # one after another; then a longer settle delay is needed
+
 # A contender that reads old metadata looks for the epoch after one that was released long ago; as
 # long as that exists, it finds its way up. So metadata may be so many tenures old.
 EPOCHS_KEPT = 32
 
-_CLIENT = META_PREFIX + "client"
-_LAST = META_PREFIX + "last"
-_EPOCH = META_PREFIX + "epoch"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Tenure:
-    """One holder's time, and what connects it with what that holder kept about the disk.
-
-    Whoever keeps something that is true only as long as nobody else writes (a map of which
-    objects exist) stores ``binding`` with it: that of `Lock.tenure`, before `Lock.release`. On
-    acquiring, only what carries the binding of `Lock.predecessor` may be trusted; '' is nobody's.
-
-    ``last`` is the mark in the metadata: of `predecessor`, the one found; of `tenure`, our own.
-    """
-
-    epoch: int
-    last: str
-    binding: str
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """What the metadata say of holders, whether or not the rest of them makes sense."""
-
-    client: str = ""
-    last: str = ""
-    epoch: int = 0
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> "Marks":
-        digits = metadata.get(_EPOCH, "")
-        hint = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else 0
-        return cls(metadata.get(_CLIENT, ""), metadata.get(_LAST, ""), hint)
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """Who is in the way: the mark, and the epochs that are not released, as seen at some moment."""
-
-    client: str = ""
-    epochs: tuple[Epoch, ...] = ()
-
-    @property
-    def holder(self) -> str:
-        """The mark of who holds it; '' if nobody is in the way."""
-        return self.client or (self.epochs[-1].claim.mark if self.epochs else "")
-
-    @property
-    def renews(self) -> bool:
-        """Whether silence says anything of it: 0.11, and who locks by hand, never renews."""
-        marks = {each.claim.mark for each in self.epochs}
-        return self.client in marks and all(each.claim.term_seconds for each in self.epochs)
-
-    @property
-    def quiet_seconds(self) -> float:
-        """How long it must stay as it is for its holder to be taken for gone."""
-        alive = (each for each in self.epochs if not each.holder_is_dead)
-        return max((each.quiet_seconds for each in alive), default=0.0)
-
-
-NOBODY = Sighting()
 
 
 class Lock:
@@ -190,8 +143,8 @@ class Lock:
         self._check_mark(hinted, over)
         below = await self._create(hinted, over)
         await self._check_unchanged(below)
-        marks = {_CLIENT: self.mark, _EPOCH: str(self._epoch)}
-        await self.store.set_metadata(marks | ({_LAST: before.client} if before.client else {}))
+        marks = {CLIENT: self.mark, EPOCH: str(self._epoch)}
+        await self.store.set_metadata(marks | ({LAST: before.client} if before.client else {}))
         await self._settle(marks)
         self.predecessor = tenure_of(below, before)
         self.settled = True
@@ -204,14 +157,15 @@ class Lock:
             raise self._held_by(client)
 
     async def _create(self, hinted: Epoch | None, over: Sighting) -> Epoch | None:
-        """Make an epoch of ours above all others; the one right below it."""
+        """Make an epoch of ours above all others; the one below, but for those we gave up."""
         below, number = hinted, max(self._before.epoch, hinted.number if hinted else 0)
+        slow = 0
         while True:
             if below is not None and not below.is_released:
                 self._supersede(below, over)
             number += 1
             try:
-                await self._put_claim(number)
+                took = await self._put_claim(number)
             except ObjectExists:
                 below = await read_epoch(self.store, number)
                 if below is None:
@@ -219,7 +173,25 @@ class Lock:
                         f"{self.store.label}: {epoch_name(number)} exists, and it does not"
                     ) from None
             else:
-                return below
+                if self._is_quick(took):
+                    return below
+                slow += 1
+                await self._give_up_slow(took, slow)
+
+    def _is_quick(self, took: float) -> bool:
+        return took <= self.pace.settle_seconds / 2 or self.store.admits_one_creator
+
+    async def _give_up_slow(self, took: float, times: int) -> None:
+        """Release an epoch whose claim took long, if nobody else can believe it is theirs."""
+        settle = self.pace.settle_seconds
+        what = f"{self.store.label}: locking took {took:.1f} s, more than half of the settle delay"
+        if self._is_doubtful or times == SLOW_CLAIMS_MAX:
+            raise StoreError(f"{what} of {settle:g} s: use a longer one (--settle)")
+        log.info("%s of %g s; trying again", what, settle)
+        await self._sleep_settle()
+        await self._read_back()
+        await self.store.renew(self.epoch_name, released_state(self._token, ""))
+        self._token = secrets.token_hex(16)
 
     def _supersede(self, epoch: Epoch, over: Sighting) -> None:
         mark = epoch.claim.mark
@@ -229,7 +201,8 @@ class Lock:
             log.info("%s: taken back from %s, which is dead", self.store.label, mark)
         self._superseded.append(epoch)
 
-    async def _put_claim(self, number: int) -> None:
+    async def _put_claim(self, number: int) -> float:
+        """Claim an epoch that does not exist yet; the seconds that took."""
         clock = self.timing.clock
         claim = Claim(number, self._token, self.mark, None)
         if not self._by_hand:
@@ -238,13 +211,9 @@ class Lock:
         sent = clock()
         self._etag = await self.store.put(epoch_name(number), claim.to_bytes(), if_absent=True)
         took = clock() - sent
-        if took > self.pace.settle_seconds / 2 and not self.store.admits_one_creator:
-            raise StoreError(
-                f"{self.store.label}: locking took {took:.1f} s, more than half of the settle "
-                f"delay of {self.pace.settle_seconds:g} s: use a longer one (--settle)"
-            )
-        self._is_doubtful = False
+        self._is_doubtful = took > SEEN_SHARE * self.pace.settle_seconds
         self.renewed_at, self.deadline = sent, sent + self.pace.term_seconds
+        return took
 
     async def _check_unchanged(self, below: Epoch | None) -> None:
         """Nothing that we relied on has changed until our epoch was there.
@@ -333,7 +302,7 @@ class Lock:
         if marks.client not in ("", self._before.client, self._before.last):
             raise self._lost(f"{marks.client} wrote over it")
         log.info("%s: the mark was lost to a late write, marked again", self.store.label)
-        await self.store.set_metadata({_CLIENT: self.mark, _EPOCH: str(self._epoch)})
+        await self.store.set_metadata({CLIENT: self.mark, EPOCH: str(self._epoch)})
 
     # Giving back
 
@@ -357,7 +326,7 @@ class Lock:
             state = released_state(self._token, binding if is_ours_alone else "")
             await self.store.renew(self.epoch_name, state)
         if marks.client == self.mark:
-            await self.store.set_metadata({_CLIENT: "", _LAST: last or self.mark})
+            await self.store.set_metadata({CLIENT: "", LAST: last or self.mark})
         elif not (found is not None and ours and found.is_released):  # by us, a moment ago
             log.warning(
                 "%s: the lock %s is gone (now: %s); somebody unlocked it while it was in use",
@@ -386,7 +355,7 @@ class Lock:
         if (await self._read_marks()).client == self.mark:
             is_theirs = found is not None and not ours and not found.is_released
             theirs = found.claim.mark if found is not None and is_theirs else self._before.client
-            await self.store.set_metadata({_CLIENT: theirs})
+            await self.store.set_metadata({CLIENT: theirs})
         self.marking = False
 
     # Helpers
@@ -406,11 +375,3 @@ class Lock:
 
     def _lost(self, reason: str) -> LockLost:
         return LockLost(f"the lock {self.mark} is lost: {reason}")
-
-
-def tenure_of(below: Epoch | None, before: Marks) -> Tenure:
-    """The tenure before ours. Its binding counts only if nobody like 0.11 has been here since."""
-    if below is None:
-        return Tenure(0, before.last, "")
-    is_whole = below.is_released and not before.client and before.last == below.claim.mark
-    return Tenure(below.number, before.last, below.binding if is_whole else "")

@@ -3,8 +3,9 @@
 
 from swiftnbd.errors import ContainerMissing
 from swiftnbd.export.epoch import find_newest_known, is_hint_wrong, read_epoch
+from swiftnbd.export.holders import Marks, Sighting, Tenure, tenure_of
 from swiftnbd.export.layout import META_PREFIX
-from swiftnbd.export.lock import Lock, Marks, Sighting, Tenure, tenure_of
+from swiftnbd.export.lock import Lock
 from swiftnbd.export.pace import Pace, Timing
 from swiftnbd.store.base import Store
 

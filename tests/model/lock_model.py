@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 
 from swiftnbd.errors import Locked, ObjectExists, StoreError, StoreUnavailable
 from swiftnbd.export.epoch import Claim, epoch_name, released_state
+from swiftnbd.export.holders import NOBODY
 from swiftnbd.export.lease import Keeper
-from swiftnbd.export.lock import NOBODY, Lock
+from swiftnbd.export.lock import Lock
 from swiftnbd.export.pace import DRIFT, Pace, Timing
 from swiftnbd.export.process import Process
 from swiftnbd.export.watch import Watch

@@ -9,7 +9,8 @@ from swiftnbd.errors import Locked
 from swiftnbd.export import epoch as epoch_module
 from swiftnbd.export import lock as lock_module
 from swiftnbd.export.epoch import Claim, Epoch, epoch_name, read_epoch
-from swiftnbd.export.lock import Lock, Sighting
+from swiftnbd.export.holders import Sighting
+from swiftnbd.export.lock import Lock
 from tests.model import lock_model
 
 Plant = Callable[[pytest.MonkeyPatch], None]
