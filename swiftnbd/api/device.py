@@ -60,11 +60,12 @@ class Device(ABC):
     * ``block_size``: of the requests that suit it best; ``block_size_min``: what all offsets and
       lengths must be multiples of (never asked of `read_now` and `write_now`: they decline what is
       not); both powers of two, in bytes. ``block_size_max``: of one read or write.
+      ``block_sizes_told``: the least, the best and the largest that clients are told instead.
     * ``read_only``: nothing that changes it is ever called. True for a class without `write`.
     * ``can_flush``: what was written may be lost in a crash until `flush`. True for a class with
       `flush`. Where it is False a write must be safe when it returns.
     * ``can_fua``: `write`, `zero` and `trim` take ``fua``. Where it is False they are not given
-      it; a `flush` follows instead, if there is one.
+      it; a `flush` follows instead, if there is one. None: nor may clients ask for that.
     * ``can_trim``, ``can_prefetch``: for a class that has the method.
     * ``can_zero``: clients may ask for zeros rather than send them. ``can_fast_zero``: and that
       they be told (by ENOTSUP) if it would be no faster.
@@ -77,9 +78,10 @@ class Device(ABC):
     block_size: int = BLOCK_SIZE_DEFAULT
     block_size_min: int = 1
     block_size_max: int = PAYLOAD_BYTES_MAX
+    block_sizes_told: tuple[int, int, int] | None = None
     read_only: bool = True
     can_flush: bool = False
-    can_fua: bool = False
+    can_fua: bool | None = False
     can_trim: bool = False
     can_prefetch: bool = False
     can_zero: bool = True

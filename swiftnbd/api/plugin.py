@@ -78,10 +78,15 @@ class Plugin(ABC):
 
 class FilterPlugin(ABC):
     """Puts filters in front of devices. ``per_connection``: a filter for each connection, in front
-    of what the others share; it is closed without closing that."""
+    of what the others share; it is closed without closing that. So is one above such a filter, and
+    it may be made only to see what clients would be told: then there is no ``opening.client``."""
 
     api_version: ClassVar[int] = 1
     per_connection: ClassVar[bool] = False
+
+    async def start(self) -> None:
+        """Called once before anything else is, when the server starts. Raises as `wrap` does;
+        then it may be called again."""
 
     @abstractmethod
     async def wrap(self, device: Device, opening: Opening) -> Device:
@@ -90,3 +95,6 @@ class FilterPlugin(ABC):
         If it raises, ``device`` is closed by whoever called. Closing what it returns closes
         ``device`` as well.
         """
+
+    async def stop(self) -> None:
+        """Called at the end of the server, if `start` was, when all devices are closed."""

@@ -19,9 +19,10 @@ class Profile:
     block_size: int = BLOCK_SIZE_DEFAULT
     block_size_min: int = 1
     block_size_max: int = PAYLOAD_BYTES_MAX
+    block_sizes_told: tuple[int, int, int] | None = None
     read_only: bool = False
     can_flush: bool = True
-    can_fua: bool = True
+    can_fua: bool | None = True
     can_trim: bool = True
     can_prefetch: bool = True
     can_zero: bool = True
@@ -36,6 +37,11 @@ class Profile:
         profile = cls(**{each.name: getattr(device, each.name) for each in fields(cls)})
         profile._check()
         return profile
+
+    @property
+    def told(self) -> tuple[int, int, int]:
+        """The least, the best and the largest block size for clients."""
+        return self.block_sizes_told or (self.block_size_min, self.block_size, self.block_size_max)
 
     def _check(self) -> None:
         least, best, most = self.block_size_min, self.block_size, self.block_size_max

@@ -64,6 +64,7 @@ class DeviceExport(BaseExport):
         self._connections = 0
         self._shared: dict[str, _Shared] = {}  # by name
         self._own: dict[int, _Own] = {}  # by the device's id
+        self._layers = Layers(())
         self._started: Plugin | None = None
         self._size = 0
         self._is_retired = False
@@ -80,7 +81,7 @@ class DeviceExport(BaseExport):
     ) -> None:
         self._plugin = plugin
         self._filters = tuple(filters)
-        self._layers = Layers(self._filters, per_connection=plugin.per_connection)
+        self._layers.become(self._filters, per_connection=plugin.per_connection)
         self.any_name = plugin.any_name
         self.read_only, self.multi_conn, self.tls_only = read_only, multi_conn, tls_only
 
@@ -140,6 +141,7 @@ class DeviceExport(BaseExport):
         async with self.turns:
             self.retire()
             await self._stop()
+            await self._layers.stop()
 
     def change(self, new: Self) -> None:
         assert self._is_idle()
@@ -190,6 +192,7 @@ class DeviceExport(BaseExport):
         if self._started is None:
             await called(self._plugin.start(), f"{self.name}: starting it")
             self._started = self._plugin
+        await self._layers.start()
         if not (self.any_name or self._layers.per_connection or self._shared):
             shared = await self._share(self._opening(self.name))
             shared.stays = True

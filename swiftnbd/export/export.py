@@ -105,6 +105,7 @@ class Export(BaseExport):
         if container is None:
             raise ContainerMissing("the container does not exist")
         self._adopt(parse_metadata(container.metadata))
+        await self._layers.start()
         if self.takeover and not self.read_only:
             await self._watch.look()
 
@@ -189,9 +190,8 @@ class Export(BaseExport):
             await self._take(client)
         if self._top is None:
             assert self.device is not None
-            opening = Opening(self.name, self.read_only)
             kept = Kept(self.device) if self._layers else self.device
-            self._top = await self._layers.share(kept, opening)
+            self._top = await self._layers.share(kept, Opening(self.name, self.read_only))
         return await self._layers.connect(self._top, Opening(self.name, self.read_only, client))
 
     def _check_same(self, client: Client, holder: Client) -> None:
@@ -360,8 +360,8 @@ class Export(BaseExport):
         for each in fields(self):
             if each.init and each.name not in ("name", "counters"):
                 setattr(self, each.name, getattr(new, each.name))
-        self._watch, self._layers = Watch(self.store), Layers(self.filters)
-        self._is_disk_usable = True
+        self._watch, self._is_disk_usable = Watch(self.store), True
+        self._layers.become(self.filters)
 
     def retire(self) -> None:
         self._is_retired = True
@@ -398,6 +398,7 @@ class Export(BaseExport):
             await self._stop_retrying()
             if not self.is_lost:
                 await self._let_go()
+            await self._layers.stop()
 
     async def abandon(self) -> None:
         if self._keeper is not None:

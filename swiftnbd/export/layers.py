@@ -13,7 +13,7 @@
 """
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from errno import EIO, EROFS
 from typing import TypeVar
 
@@ -34,14 +34,43 @@ class Layers:
 
     def __init__(self, filters: Sequence[FilterPlugin], *, per_connection: bool = False) -> None:
         """``per_connection``: the device is, so everything above it is as well."""
-        upwards = list(reversed(filters))
+        self._upwards: list[FilterPlugin] = []
+        self._started: list[FilterPlugin] = []
+        self.become(filters, per_connection=per_connection)
+
+    def become(self, filters: Sequence[FilterPlugin], *, per_connection: bool = False) -> None:
+        """Be made of these, while nothing is open. Those that are as they were stay the same."""
+        before = self._upwards
+        upwards = [next((old for old in before if old == each), each) for each in reversed(filters)]
         own = (index for index, each in enumerate(upwards) if each.per_connection)
         first = 0 if per_connection else next(own, len(upwards))
-        self._shared, self._own = upwards[:first], upwards[first:]
+        self._upwards, self._shared, self._own = upwards, upwards[:first], upwards[first:]
         self.per_connection = per_connection
 
     def __bool__(self) -> bool:
         return bool(self._shared or self._own)
+
+    async def start(self) -> None:
+        """Start those that are not, once those that are no longer here are stopped."""
+        await self._stop(lambda each: not _has(self._upwards, each))
+        for each in self._upwards:
+            if not _has(self._started, each):
+                await called(each.start(), f"starting filter {type(each).__name__}")
+                self._started.append(each)
+
+    async def stop(self) -> None:
+        """Stop what is started, the first one that is asked first."""
+        await self._stop(lambda each: True)
+
+    async def _stop(self, is_over: Callable[[FilterPlugin], bool]) -> None:
+        for each in reversed(self._started):
+            if is_over(each):
+                self._started = [one for one in self._started if one is not each]
+                what = f"stopping filter {type(each).__name__}"
+                try:
+                    await called(each.stop(), what)
+                except SwiftnbdError as error:
+                    log.error("%s: %s", what, error)
 
     async def share(self, device: Device, opening: Opening) -> Device:
         """What the connections share; closing it closes ``device``, and so does a failure."""
@@ -71,6 +100,11 @@ class Layers:
             return await self.profile(top, opening)
         finally:
             await close(top, opening.name)
+
+
+def _has(filters: Sequence[FilterPlugin], wanted: FilterPlugin) -> bool:
+    """Whether it is that very one, not one that is told the same."""
+    return any(each is wanted for each in filters)
 
 
 class Kept(Filter):

@@ -201,10 +201,11 @@ class Negotiation(asyncio.Protocol):
         return None
 
     def _agree(self, wanted: ExportWanted, export: BaseExport, device: Device) -> Agreed:
-        info = self._info(export, Profile.of(device), wanted.name)
+        profile = Profile.of(device)
+        info = self._info(export, profile, wanted.name)
         contexts = self._handshake.contexts_of(wanted.name)
         shape = ExportShape(
-            info.size, info.flags, contexts, info.block_size_min, info.block_size_max
+            info.size, info.flags, contexts, profile.block_size_min, profile.block_size_max
         )
         self.transport.write(self._handshake.accept(wanted, info))
         log.info("%s: negotiated export: %s", self.client, export.name)
@@ -352,14 +353,15 @@ def export_info(
         flags |= TransmissionFlag.CAN_MULTI_CONN
     if structured:
         flags |= TransmissionFlag.SEND_DF
+    least, best, most = profile.told
     return ExportInfo(
         name=(wanted if export.any_name else "") or export.name,
         size=profile.size,
         flags=flags,
         description=profile.description,
-        block_size=profile.block_size,
-        block_size_min=profile.block_size_min,
-        block_size_max=profile.block_size_max,
+        block_size=best,
+        block_size_min=least,
+        block_size_max=most,
     )
 
 
@@ -374,7 +376,7 @@ def flags_of(profile: Profile) -> TransmissionFlag:
         flags |= TransmissionFlag.ROTATIONAL
     if profile.read_only:
         return flags | TransmissionFlag.READ_ONLY
-    if profile.can_fua or profile.can_flush:
+    if profile.can_fua or (profile.can_flush and profile.can_fua is not None):
         flags |= TransmissionFlag.SEND_FUA
     if profile.can_trim:
         flags |= TransmissionFlag.SEND_TRIM

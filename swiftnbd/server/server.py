@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from swiftnbd.api.client import Client
 from swiftnbd.api.device import Device
+from swiftnbd.api.ending import ENDING
 from swiftnbd.errors import ConfigError, ProtocolError, SwiftnbdError
 from swiftnbd.export.base import BaseExport
 from swiftnbd.log import Subject, about
@@ -97,6 +98,7 @@ class Server:
         )
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
+        self._end: Callable[[], object] = self._stopping.set
 
     async def run(
         self,
@@ -136,10 +138,13 @@ class Server:
     async def start(self) -> list[Place]:
         """Listen, and return where."""
         places = await self._listeners.open(self._config.listen)
+        loop = asyncio.get_running_loop()
+        self._end = partial(loop.call_soon_threadsafe, self._stopping.set)
         if self._config.http is not None:
             await self._open_http(self._config.http)
+        ENDING.serve(self._end)
         watch = self._patience.watch_forever(self._transmissions.keys())
-        self._watch = asyncio.get_running_loop().create_task(watch)
+        self._watch = loop.create_task(watch)
         for place in places:
             log.info("serving on %s", place)
         exports = (*self._exports.values(), *self._coming.values())
@@ -156,6 +161,7 @@ class Server:
         """Shut down in order, or at once after a second signal; whether nothing was lost."""
         log.info("shutting down")
         self._stopping.set()
+        ENDING.begin(self._end)
         if self._http is not None:
             self._http.monitor.is_stopping = True
         loop = asyncio.get_running_loop()
@@ -189,6 +195,7 @@ class Server:
         if self._http is not None:
             await self._http.close()
         self.supervision.ended()
+        ENDING.is_over()
         log.info("exiting")
         return all(whole)
 

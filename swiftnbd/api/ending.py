@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""The end of the server, for plugins and filters that bring it about or have to know of it."""
+
+from collections.abc import Callable
+
+
+class Ending:
+    """``servers`` are called to end each server of this process, and may be from any thread;
+    ``waiting`` are called in the event loop's thread when one begins to end.
+
+    ``has_begun``: requests that only wait for time to pass should not any more.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.servers: list[Callable[[], object]] = []
+        self.waiting: list[Callable[[], object]] = []
+
+    def ask(self) -> bool:
+        """Have the server end in order, as a first SIGTERM has; asking again changes nothing.
+
+        False: there is none, or not yet.
+        """
+        servers = tuple(self.servers)
+        for each in servers:
+            each()
+        return bool(servers)
+
+    def serve(self, end: Callable[[], object]) -> None:
+        """Called by a server that has started; ``end`` ends it."""
+        self.servers.append(end)
+
+    def begin(self, end: Callable[[], object]) -> None:
+        """Called by that server when it begins to end."""
+        if end in self.servers:
+            self.servers.remove(end)
+        self.has_begun = not self.servers
+        for each in tuple(self.waiting):
+            each()
+
+    def is_over(self) -> None:
+        """Called by that server when it has ended."""
+        self.has_begun = False
+
+
+ENDING = Ending()
