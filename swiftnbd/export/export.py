@@ -180,8 +180,7 @@ class Export(BaseExport):
                 if not self._connections:
                     self._retry_later()
                 raise
-            if not self._connections:
-                self._client = client
+            self._client = self._client or client
             self._connections += 1
             return device
 

@@ -20,6 +20,10 @@ from swiftnbd.api import (
 from swiftnbd.export.device_export import DeviceExport
 from swiftnbd.export.export import Export
 from swiftnbd.export.status import ExportState
+from swiftnbd.filters.blocksize_policy import BlocksizePolicy
+from swiftnbd.filters.exitlast import ExitLast
+from swiftnbd.filters.fua import Fua, Mode
+from swiftnbd.filters.limit import Limit
 from swiftnbd.plugins.memory import Memory, MemoryDevice
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
@@ -453,3 +457,99 @@ async def test_plugin_out_of_reach_can_be_loaded_later() -> None:
         await export.load()
     async with serving(export):
         assert plugin.did == ["start", "open disk", "open disk"]
+
+
+@dataclass
+class Lasting(FilterPlugin):
+    """Writes down how long it is there. ``how`` is what it is told."""
+
+    how: str
+    did: list[str] = field(compare=False)
+
+    async def start(self) -> None:
+        self.did.append(f"start {self.how}")
+
+    async def wrap(self, device: Device, opening: Opening) -> Device:
+        self.did.append(f"wrap {self.how}")
+        return _Watching(device, self.did, self.how)
+
+    async def stop(self) -> None:
+        self.did.append(f"stop {self.how}")
+
+
+async def test_filter_is_there_from_the_start_to_the_end_of_the_server() -> None:
+    did: list[str] = []
+    filters = [Lasting("upper", did), Lasting("lower", did)]
+    async with serving(DeviceExport("disk", Memory(size=MiB), filters)):
+        assert did == ["start lower", "start upper", "wrap lower", "wrap upper"]
+        did.clear()
+    assert did == ["close upper", "close lower", "stop upper", "stop lower"]
+
+
+async def test_filter_of_a_container_is_there_from_the_start_to_the_end() -> None:
+    store, did = GatedStore("disk", 4, 64 * KiB), list[str]()
+    await store.set_up()
+    async with serving(Export("disk", store, filters=(Lasting("one", did),))) as served:
+        assert did == ["start one"]
+        for _ in range(2):
+            async with await served.attached(b"disk") as peer:
+                await peer.disconnect()
+            await served.idle()
+    assert did == ["start one", *["wrap one", "close one"] * 2, "stop one"]
+
+
+async def test_only_filters_that_are_changed_are_stopped() -> None:
+    did: list[str] = []
+    store = GatedStore("disk", 4, 64 * KiB)
+    await store.set_up()
+    old = (Lasting("kept", did), Lasting("gone", did))
+    new = (Lasting("new", did), Lasting("kept", did))
+    for export, changed in (
+        (DeviceExport("disk", Memory(size=MiB), old), DeviceExport("disk", Memory(size=MiB), new)),
+        (Export("disk", store, filters=old), Export("disk", store, filters=new)),
+    ):
+        async with serving(export):
+            did.clear()
+            export.change(changed)  # type: ignore[arg-type]
+            await export.look_again()
+            there = [each for each in did if each.startswith(("start", "stop"))]
+            assert there == ["stop gone", "start new"]
+
+
+async def test_look_takes_no_place_of_a_connection(expects_log: Announce) -> None:
+    """A client that only asks what there would be takes no place of one that comes."""
+    expects_log("as many connections as it may have")
+    export = DeviceExport("disk", Memory(size=MiB), [Limit()])
+    async with serving(export) as served, await served.greeted() as peer:
+        for _ in range(3):
+            await peer.go(b"disk", option=nbd.INFO)
+        await peer.go(b"disk")
+        async with await served.greeted() as other:
+            with pytest.raises(Refused, match="as many connections as it may have"):
+                await other.go(b"disk")
+            await other.abort()
+        await peer.disconnect()
+
+
+async def test_server_ends_when_a_filter_says_so() -> None:
+    async with serving(DeviceExport("disk", Memory(size=MiB), [ExitLast()])) as served:
+        one, other = await served.attached(), await served.attached()
+        await one.disconnect()
+        assert not served.server._stopping.is_set()
+        await other.disconnect()
+        await served.idle()
+        await until(served.server._stopping.is_set)
+
+
+async def test_client_is_told_what_the_filters_say_of_fua_and_block_sizes() -> None:
+    policy = BlocksizePolicy(blocksize_minimum=4096, blocksize_preferred=8192)
+    export = DeviceExport("disk", Memory(size=MiB), [Fua(fuamode=Mode.NONE), policy])
+    async with serving(export) as served, await served.greeted() as peer:
+        told = await peer.go(b"", BLOCK_SIZE)
+        assert told[BLOCK_SIZE] == b"\0\0\x10\0\0\0\x20\0\x02\0\0\0"
+        assert not int.from_bytes(told[EXPORT][8:]) & 1 << 3  # SEND_FUA
+        await peer.write(1, b"x")  # and what does not keep to it is allowed
+        with pytest.raises(NbdError) as caught:
+            await peer.write(0, b"x", nbd.FUA)
+        assert caught.value.number == nbd.EINVAL
+        await peer.disconnect()
