@@ -233,14 +233,16 @@ async def test_read_that_is_given_up_does_not_shift_the_others() -> None:
 
 async def cut(served: Serving) -> None:
     """End all connections, from the server's side."""
-    for each in list(served.server._connections):
+    tasks = set(served.server._connections)
+    for each in tasks:
         each.cancel()
-    await served.idle()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.001)
 
 
 @pytest.mark.usefixtures("quick")
@@ -348,10 +350,103 @@ async def test_server_that_stays_away_is_an_error_in_the_end(
     expects_log("the connection is lost")
     async with serving(export_of(MemoryDevice(MiB))) as served:
         device = await opened(served, retry=3)
-    with pytest.raises(ExportError) as caught:
-        await device.read(0, 512)
-    assert caught.value.errno == EIO
+    reads = (device.read(at, 512) for at in range(0, 8192, 512))
+    for error in await asyncio.gather(*reads, return_exceptions=True):
+        assert isinstance(error, ExportError)
+        assert error.errno == EIO
     await device.close()
+
+
+class Forgetful(MemoryDevice):
+    """Of a server that is killed, and comes back with what it has flushed and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(BLOCKS * 512)
+        self.durable = bytes(self.size)
+        self.is_dead = False
+
+    def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        return False
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        await self._alive()
+        return await super().read(offset, length)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        await self._alive()
+        super().write_now(offset, data)
+        if fua:
+            await self.flush()
+
+    async def flush(self) -> None:
+        await self._alive()
+        self.durable = b"".join(await super().read(0, self.size))
+
+    async def _alive(self) -> None:
+        await asyncio.sleep(0)
+        if self.is_dead:
+            await asyncio.Event().wait()
+
+    async def die(self, served: Serving) -> None:
+        """Answer nothing from this moment on, and come back."""
+        self.is_dead = True
+        await cut(served)
+        super().write_now(0, self.durable)
+        self.is_dead = False
+
+
+BLOCKS = 8
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("seed", range(3))
+async def test_nothing_is_acknowledged_that_is_lost(seed: int, expects_log: Announce) -> None:
+    """Each block holds what was last flushed, or something that was written since; and as long
+    as nothing fails, what was written last."""
+    expects_log("the connection is lost")
+    chance, inner = random.Random(seed), Forgetful()
+    safe, since, number = [0] * BLOCKS, [[0] for _ in range(BLOCKS)], 0
+    async with serving(export_of(inner)) as served:
+        device = await opened(served, retry=5, connections=chance.choice((1, 3)))
+        for _ in range(60):
+            block, kind = chance.randrange(BLOCKS), chance.choice("wwwfurrk")
+            killer = None
+            if kind == "k" or chance.random() < 0.1:
+                killer = asyncio.create_task(inner.die(served))
+                for _ in range(chance.randrange(4)):
+                    await asyncio.sleep(0)
+            try:
+                match kind:
+                    case "w" | "u":
+                        number += 1
+                        since[block].append(number)
+                        await device.write(block * 512, number.to_bytes(512), fua=kind == "u")
+                        if kind == "u":
+                            safe[block], since[block] = number, [number]
+                    case "f":
+                        await device.flush()
+                        since = [written[-1:] for written in since]
+                        safe = [written[0] for written in since]
+                    case "r":
+                        found = int.from_bytes(await read(device, block * 512, 512))
+                        assert found == since[block][-1]
+            except ExportError:
+                pass  # what may be there then is looked at below
+            if killer is not None:
+                await killer
+            if device.is_spent:
+                with suppress(ExportError):
+                    await device.close()
+                device = await opened(served, retry=5)
+                for at, written in enumerate(since):
+                    found = int.from_bytes(await read(device, at * 512, 512))
+                    assert found in (safe[at], *written)
+                    since[at] = [found]
+        with suppress(ExportError):
+            await device.close()
 
 
 # TLS

@@ -60,28 +60,26 @@ class Remote:
             if self._making is None or self._making.done():
                 self._making = asyncio.get_running_loop().create_task(self._make())
                 self._making.add_done_callback(_see)
+            making = self._making  # by the time that it is done there may be another
             if not self._connections:
-                await asyncio.wait([self._making])
+                await asyncio.wait([making])
             if not self._connections:
-                error = None if self._making.cancelled() else self._making.exception()
+                error = None if making.cancelled() else making.exception()
                 raise ExportError(EIO, str(error or f"{self.server.shown}: it is lost again"))
         return min(self._connections, key=lambda each: each.at_work)
 
     async def _make(self) -> None:
-        """As many connections as there should be."""
-        while len(self._connections) < self.count:
-            connection = await _connected(self.server, self._retries)
-            same = connection.info == self.info and self.has_status == (
-                connection.context is not None
-            )
-            if not same:
-                await connection.close()
-                raise ExportError(
-                    EIO, f"{self.server.shown}: it came back as something else, "
-                    f"with {connection.info.size} bytes",
-                )  # fmt: skip
-            self._add(connection)
-            log.info("%s: connected again", self.server.shown)
+        """One connection more."""
+        connection = await _connected(self.server, self._retries)
+        has_status = connection.context is not None
+        if (connection.info, has_status) != (self.info, self.has_status):
+            await connection.close()
+            raise ExportError(
+                EIO, f"{self.server.shown}: it came back as something else, "
+                f"with {connection.info.size} bytes",
+            )  # fmt: skip
+        self._add(connection)
+        log.info("%s: connected again", self.server.shown)
 
     async def close(self) -> None:
         if self._making is not None:
