@@ -7,6 +7,7 @@ answer is compared with them, so that what is read is all of one file or an erro
 
 import asyncio
 import logging
+import os
 import re
 import ssl
 from base64 import b64encode
@@ -310,9 +311,21 @@ class _Try:
         if isinstance(error, (aiohttp.InvalidURL, aiohttp.TooManyRedirects)):
             return ExportError(EIO, f"{self._shown}: {type(error).__name__}")
         if isinstance(error, (aiohttp.ClientError, TimeoutError, OSError, EOFError)):
-            what = getattr(error, "strerror", "") or type(error).__name__
-            return _Passing(f"{self._shown}: {what}")
+            return _Passing(f"{self._shown}: {self._reason(error)}")
         return error
+
+    def _reason(self, error: Exception) -> str:
+        import aiohttp
+
+        if isinstance(error, TimeoutError):
+            return "no answer"
+        if isinstance(error, (aiohttp.ClientPayloadError, EOFError)):
+            return "it ended early"
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            return "the connection was closed"
+        number = getattr(error, "errno", None) or 0
+        text = os.strerror(number) if number > 0 else getattr(error, "strerror", "")
+        return text or type(error).__name__  # its own text may have the bytes that came in it
 
 
 class HttpDevice(Device):

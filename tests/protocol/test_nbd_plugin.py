@@ -603,6 +603,15 @@ async def lies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(struct.pack(">IIQ", 0x67446698, 0, 12345) + b"not yours")
 
 
+async def test_server_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+    for keys, text in (
+        ({"uri": "nbd://127.0.0.1:1"}, "127.0.0.1:1: Connection refused"),
+        ({"socket": tmp_path / "none"}, "none: No such file or directory"),
+    ):
+        with pytest.raises(StoreUnavailable, match=text):
+            await Nbd(retry=0, **keys).open(Opening("nbd"))
+
+
 async def test_reply_to_another_request_ends_the_connection(
     quick: None, expects_log: Announce
 ) -> None:

@@ -213,7 +213,7 @@ async def test_server_out_of_reach_is_tried_again_later(site: Site) -> None:
     site.faults = [answer(503)] * 2
     with pytest.raises(StoreUnavailable, match="503"):
         await opened(site)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match="/x: Connection refused"):
         await Http(url="http://127.0.0.1:1/x").open(Opening("disk"))
 
 

@@ -8,6 +8,7 @@ that nothing that came in plain text is ever taken for something that came encry
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -284,6 +285,10 @@ def reason(error: Exception) -> str:
         return "no answer"
     if isinstance(error, EOFError):
         return "it closed the connection"
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+        number = error.errno or 0
+        if number > 0:
+            return os.strerror(number)  # what asyncio has instead is about its call
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
