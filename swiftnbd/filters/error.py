@@ -2,6 +2,7 @@
 """``swiftnbd-server --filter error PLUGIN error-rate=1%``"""
 
 import errno
+import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Plan(NamedTuple):
 
     @property
     def is_on(self) -> bool:
-        return self.file is None or self.file.exists()
+        return self.file is None or os.path.exists(self.file)
 
 
 class ErrorFilter(Around):

@@ -141,10 +141,10 @@ class ExitWhen(FilterPlugin):
         if self._state.happened:
             return
         for path in self.exit_when_file_created:
-            if path.exists():
+            if _is_there(path) is True:
                 self._state.happened = f"there is {path}"
         for path in self.exit_when_file_deleted:
-            if not path.exists():
+            if _is_there(path) is False:
                 self._state.happened = f"{path} is gone"
         for descriptor in self.exit_when_pipe_closed:
             if _events(descriptor, 0) & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
@@ -154,7 +154,12 @@ class ExitWhen(FilterPlugin):
                 self._state.happened = "a process has ended"
 
     async def _run_script(self, script: str) -> None:
-        process = await asyncio.create_subprocess_shell(script, stdin=asyncio.subprocess.DEVNULL)
+        nothing = asyncio.subprocess.DEVNULL
+        try:
+            process = await asyncio.create_subprocess_shell(script, stdin=nothing)
+        except OSError as error:
+            log.error("exit-when-script cannot be run now: %s", error.strerror)
+            return
         try:
             async with asyncio.timeout(SCRIPT_SECONDS_MAX):
                 code = await process.wait()
@@ -168,6 +173,17 @@ class ExitWhen(FilterPlugin):
             self._state.happened = "exit-when-script says so"
         elif code:
             log.error("exit-when-script: exit code %d", code)
+
+
+def _is_there(path: Path) -> bool | None:
+    """None: nobody knows, as it is in a folder that we may not read, or on a sick disk."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _events(descriptor: int, wanted: int) -> int:

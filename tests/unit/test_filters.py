@@ -679,3 +679,24 @@ async def test_script_that_fails_is_told_of_and_ends_nothing(expects_log: Announ
 async def test_descriptor_that_is_not_open_is_refused() -> None:
     with pytest.raises(ConfigError, match="descriptor 987 of exit-when-pipe-closed is not open"):
         await told(ExitWhen, exit_when_pipe_closed=987).start()
+
+
+async def test_file_of_which_nothing_is_known_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expects_log: Announce
+) -> None:
+    """A folder that cannot be read any more, or no process to spare, is no event."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    file = tmp_path / "file"
+    filter = told(ExitWhen, exit_when_file_created=file, exit_when_file_deleted=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refused)
+        filter._look()
+        assert not filter._state.happened
+        patch.setattr(asyncio, "create_subprocess_shell", refused)
+        expects_log("exit-when-script cannot be run now: Permission denied")
+        await filter._run_script("exit 88")
+    filter._look()
+    assert filter._state.happened == f"{file} is gone"
