@@ -9,6 +9,7 @@ _DEBIAN = "changes the machine; tests/run installs these packages"
 _KERNEL = "needs a kernel of its own: test_kernel_commands runs it in a virtual machine"
 _ALL_TESTS = "is what runs this test"
 _PSK = "Python's ssl can do that from 3.13 on; tests/protocol/test_tls_psk.py tries it"
+_NBDKIT = "Debian's nbdkit has Python 3.11; tests/e2e/test_nbdkit_plugin.py looks for its version"
 _BUCKET = "is Amazon's; tests/integration/test_buckets.py does it on Swift's S3 API"
 _DEMO = "swiftnbd-ctl -a file:disks setup demo --size 64M"
 
@@ -117,7 +118,9 @@ PAGES = {
                  "swiftnbd-server -f -a s3:": _BUCKET},
     ),
     "docs/operations.md": Page(before=_DEMO),
-    "docs/nbdkit-python.md": Page(),
+    "docs/nbdkit-python.md": Page(
+        not_run={} if sys.version_info[:2] == (3, 11) else {"nbdkit -": _NBDKIT},
+    ),
     "docs/plugin-reference.md": Page(),
     "docs/plugins.md": Page(),
     "docs/qemu.md": Page(

@@ -15,6 +15,7 @@ ROOT = Path(swiftnbd.__file__).parent
 LINES_MAX = 450  # a module that outgrows this has two subjects
 
 LAYERS = {
+    "nbdkit_plugin": 6,
     "cli": 5,
     "server": 4,
     "export": 3,
