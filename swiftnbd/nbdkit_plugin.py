@@ -34,6 +34,12 @@ API_VERSION: Final = 2
 _EXTENTS_MAX: Final = 4096  # of one answer: nbdkit asks again from where it ends
 _EXTENTS_OF_ONE: Final = 8  # where one is wanted: neighbours may be of one kind
 
+# What nbdkit has a word for; the rest would be EINVAL, and clients think that they did wrong.
+_TOLD: Final = {
+    errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ENOTSUP,
+    errno.ESHUTDOWN,
+}  # fmt: skip
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -49,7 +55,7 @@ def _told(callback: Callable[P, T]) -> Callable[P, T]:
         try:
             return callback(*args, **kwargs)
         except (SwiftnbdError, OSError) as error:
-            nbdkit.set_error(error.errno or errno.EIO)
+            nbdkit.set_error(error.errno if error.errno in _TOLD else errno.EIO)
             raise error.with_traceback(None) from None  # its sentence is enough
 
     return telling

@@ -54,6 +54,7 @@ class Engine:
         self._plan = plan
         self._config = plan.exports[0]
         self._exports: dict[bool, BaseExport] = {}  # by whether they are read-only
+        self._loading = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._end = asyncio.Event()
@@ -110,10 +111,13 @@ class Engine:
 
     async def _look(self) -> None:
         async with self._stores() as stores:
+            export = self._new(stores, self._config)
             try:
-                await self._new(stores, self._config).load()
+                await export.load()
             except SwiftnbdError as error:
                 raise SwiftnbdError(f"{self._config.name}: {error}") from None
+            finally:
+                await export.shut_down()
 
     async def _serve(self) -> None:
         async with self._stores() as self._open_stores:
@@ -144,11 +148,12 @@ class Engine:
 
     async def _export(self, read_only: bool) -> "BaseExport":
         """The one that is so. ``nbdkit -r`` is only heard of when somebody connects."""
-        if read_only not in self._exports:
-            export = self._new(self._open_stores, replace(self._config, read_only=read_only))
-            await export.load()
-            return self._exports.setdefault(read_only, export)  # two may have come at once
-        return self._exports[read_only]
+        async with self._loading:
+            if read_only not in self._exports:
+                export = self._new(self._open_stores, replace(self._config, read_only=read_only))
+                await export.load()
+                self._exports[read_only] = export
+            return self._exports[read_only]
 
     def _stores(self) -> Stores:
         return Stores(self._plan.auth, slow_seconds=self._plan.server.slow_seconds)

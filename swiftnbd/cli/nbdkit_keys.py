@@ -58,9 +58,11 @@ def _command(
         # obstore's threads cannot be told to end, and nbdkit ends the interpreter under them
         raise ConfigError("containers in a bucket are served by swiftnbd-server, not in nbdkit")
     export = options.exports(auth, (plugin.container,), made=True)[0]
+    if export.plugin is not None:
+        raise ConfigError(f"{export.name} is made by a plugin: there is no container")
     export = replace(export, read_only=export.read_only or plugin.read_only)
     outages = outage.settings
-    longest = 0.0 if auth.directory or export.plugin else outages_of(export, outages).seconds
+    longest = 0.0 if auth.directory else outages_of(export, outages).seconds
     config = ServerConfig(
         cache=caching.settings,
         pace=locking.pace(options.settle, longest),

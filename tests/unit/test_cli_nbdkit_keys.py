@@ -41,6 +41,9 @@ def test_section_of_the_secrets_file_counts(tmp_path: Path) -> None:
     assert export.read_only
     assert plan.cache_of(export).cache_bytes == 32 * 1024 * 1024
     assert [each.name for each in export.filters] == ["cow"]
+    secrets.write_text("[demo]\nplugin = null\nsize = 1M\n")
+    with pytest.raises(ConfigError, match="demo is made by a plugin"):
+        plan_of(keys)
 
 
 @pytest.mark.parametrize(
