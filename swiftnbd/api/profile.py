@@ -34,6 +34,11 @@ class Profile:
     @classmethod
     def of(cls, device: Device) -> Self:
         """What a device says of itself. Raises `ExportUnusable` for what no device can be."""
+        if not isinstance(device, Device):
+            raise ExportUnusable(f"a plugin or filter made a {type(device).__name__}, not a Device")
+        missing = [each.name for each in fields(cls) if not hasattr(device, each.name)]
+        if missing:
+            raise ExportUnusable(f"{type(device).__name__} has no {missing[0]}")
         profile = cls(**{each.name: getattr(device, each.name) for each in fields(cls)})
         profile._check()
         return profile

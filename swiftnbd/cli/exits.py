@@ -64,7 +64,7 @@ Exit codes:
 def exit_code(error: SwiftnbdError) -> Exit:
     """The exit code that tells of this error."""
     if isinstance(error, SeveralFailed):
-        return common_exit_code(error.causes)
+        return common_exit_code(error.causes) or Exit.FAILED  # of what has no cause, too
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code

@@ -162,14 +162,21 @@ class Loader:
             async with self._slots:
                 await export.load()
         except SwiftnbdError as error:
-            self._failures[name] = error
-            if exit_code(error) is Exit.UNREACHABLE:
-                self._tell_late(name, str(error))
-                return False
-            del self.coming[name]
-            log.warning("%s: %s; skipping", name, error)
-        else:
-            self._add(self.coming.pop(name))
+            return self._failed(name, error)
+        except Exception as error:  # a bug, perhaps of somebody's plugin
+            log.exception("%s: loading it failed", name)
+            return self._failed(name, SwiftnbdError(f"loading it failed: {error!r}"))
+        self._add(self.coming.pop(name))
+        return True
+
+    def _failed(self, name: str, error: SwiftnbdError) -> bool:
+        """Whether nothing more is to be done about it."""
+        self._failures[name] = error
+        if exit_code(error) is Exit.UNREACHABLE:
+            self._tell_late(name, str(error))
+            return False
+        del self.coming[name]
+        log.warning("%s: %s; skipping", name, error)
         return True
 
     def _tell_late(self, name: str, reason: str) -> None:

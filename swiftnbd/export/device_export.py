@@ -250,6 +250,7 @@ class DeviceExport(BaseExport):
     async def _open(self, opening: Opening) -> Device:
         """What the plugin makes, behind all filters that belong to it."""
         device = await called(self._plugin.open(opening), f"{self.name}: opening it")
+        Profile.of(device)
         if self.read_only and not device.read_only:
             device = ReadOnly(device)
         if self._layers.per_connection:

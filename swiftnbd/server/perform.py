@@ -198,6 +198,7 @@ async def _allocation(device: Device, request: Request) -> list[tuple[int, int]]
     while position < end and left > 0 and not (one and len(extents) > 1):
         count = min(left, EXTENTS_PER_TURN_MAX)
         found = await device.extents(position, end - position, count=count)
+        assert found, "the device told of no extent at all"
         left -= len(found)
         for length, hole, zero in found:
             position += length

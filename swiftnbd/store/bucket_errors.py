@@ -51,6 +51,7 @@ _CAUSES = (
     ("IncompleteBody", "the answer ended early"),
     ("ConnectionReset", "connection reset"),
     ("IncompleteMessage", "the connection ended without an answer"),
+    ("MissingEtag", "the answer lacks an ETag"),  # such as Swift's 202: it had something newer
 )
 
 
@@ -82,7 +83,8 @@ class Failure:
         name = "" if code is None else code[1]
         if status is None:
             told = next((cause for mark, cause in _CAUSES if mark in causes), "")
-            return cls(None, name, told or _plain(text), "HttpError" in causes)
+            is_of_network = "HttpError" in causes or "MissingEtag" in causes
+            return cls(None, name, told or _plain(text), is_of_network)
         reason = f"{status[1]} {status[2].strip()}".strip()
         said = _HINTS.get(name) or ("" if message is None else _plain(message[1]))
         more = " ".join(filter(None, (said, f"({name})" if name else "")))

@@ -130,7 +130,7 @@ def test_requests_wait_for_swift_and_are_answered_within_a_second_of_its_return(
 def test_an_outage_that_outlasts_the_lease_suspends_and_nothing_is_lost(
     backend: SwiftBackend, launch: Launch, mortal_swift: RealSwift
 ) -> None:
-    flags = ("--timeout", "1", "--on-outage", "wait", "--lock-term", "2")
+    flags = ("--timeout", "3", "--on-outage", "wait", "--lock-term", "4")
     disk = serve(backend, launch, *flags)
     disk.server.allows("could not be renewed|still ours")
     with disk.connect() as client, aside() as begin:
@@ -138,7 +138,7 @@ def test_an_outage_that_outlasts_the_lease_suspends_and_nothing_is_lost(
         client.flush()
         with dead(mortal_swift):
             client.write(0, NEW)
-            disk.server.wait_log("could not be renewed for 2 s: suspended")
+            disk.server.wait_log("could not be renewed for 4 s: suspended")
             read = begin(client.read, 0, len(NEW))
             time.sleep(0.5)
             assert not read.done()  # not even from the cache: it may be somebody else's now
@@ -150,7 +150,7 @@ def test_an_outage_that_outlasts_the_lease_suspends_and_nothing_is_lost(
 def test_the_next_client_goes_on_where_one_left_in_an_outage(
     backend: SwiftBackend, launch: Launch, mortal_swift: RealSwift
 ) -> None:
-    disk = serve(backend, launch, "--timeout", "1", "--on-outage", "wait")
+    disk = serve(backend, launch, "--timeout", "3", "--on-outage", "wait")
     disk.server.expects("kept locked, trying again")
     client = disk.connect()
     client.write(0, OLD)
@@ -167,7 +167,7 @@ def test_the_next_client_goes_on_where_one_left_in_an_outage(
 def test_a_server_told_to_end_in_an_outage_says_what_is_lost(
     backend: SwiftBackend, launch: Launch, mortal_swift: RealSwift
 ) -> None:
-    disk = serve(backend, launch, "--timeout", "1", "--on-outage", "wait")
+    disk = serve(backend, launch, "--timeout", "3", "--on-outage", "wait")
     disk.server.expects(f"stays locked; bytes not written back: {SIZE}-{2 * SIZE - 1}$")
     disk.server.allows("shutdown was cut short")
     client = disk.connect()

@@ -275,6 +275,20 @@ async def test_block_status_asks_on_where_the_device_stopped() -> None:
         assert len(device.calls) == 3  # the third block is of another kind
 
 
+class Silent(ByteDevice):
+    """Knows of no extent at all, which is a bug: there always is one."""
+
+    async def extents(self, offset, length, *, count):  # type: ignore[no-untyped-def]
+        return []
+
+
+@pytest.mark.allows_log("told of no extent at all")
+async def test_device_that_tells_of_no_extent_fails_the_request_and_ends_it() -> None:
+    async with transmitting(Silent()) as direct:
+        error = await failure(direct.peer, nbd.BLOCK_STATUS, 0, SIZE)
+        assert error.number == nbd.EIO
+
+
 class Huge(ByteDevice):
     """8 TiB of blocks in turn absent and present, or all of one kind."""
 

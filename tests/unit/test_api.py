@@ -235,3 +235,17 @@ def test_names_of_version_1_are_all_there() -> None:
     assert version_1 <= set(api.__all__)
     assert all(hasattr(api, name) for name in version_1)
     assert api.API_VERSION == 1
+
+
+class Sizeless(Device):
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        return [bytes(length)]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(None, "made a NoneType, not a Device"), (Sizeless(), "Sizeless has no size")],
+)
+def test_what_is_no_device_is_said_to_be_none(made: Device, said: str) -> None:
+    with pytest.raises(ExportUnusable, match=said):
+        Profile.of(made)

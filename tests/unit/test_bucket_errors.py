@@ -103,3 +103,12 @@ def test_a_bucket_that_is_not_there_is_told_from_an_object(code: str) -> None:
     assert Failure.of(answer("404 Not Found", code)).is_of_bucket
     assert not Failure.of(answer("404 Not Found", "NoSuchKey")).is_of_bucket
     assert not Failure.of(answer("404 Not Found")).is_of_bucket
+
+
+def test_an_answer_that_lacks_an_etag_is_asked_for_again() -> None:
+    """Swift's S3 API gives it to a PUT that came too late."""
+    error = Exception(
+        "Generic S3 error: Unable to extract metadata from headers: ETag Header missing from "
+        "response\n\nDebug source:\nGeneric { source: Metadata { source: MissingEtag } }"
+    )
+    assert type(store_error("PUT x", Failure.of(error))) is StoreUnavailable

@@ -41,6 +41,7 @@ def caused(error: SwiftnbdError, cause: Exception) -> SwiftnbdError:
         (caused(StoreError("gave up"), StoreUnavailable("x")), 6),
         (caused(StoreError("gave up"), CorruptObject("x")), 1),
         (caused(StoreError("x"), OSError("y")), 1),
+        (SeveralFailed("x", []), 1),
         (SeveralFailed("x", [AccessRefused("x"), AccessRefused("y")]), 5),
         (SeveralFailed("x", [AccessRefused("x"), ContainerMissing("y")]), 1),
     ],
