@@ -15,6 +15,7 @@ from enum import IntEnum, IntFlag
 from types import ModuleType
 
 from swiftnbd.api.client import Client
+from swiftnbd.api.ending import ENDING
 from swiftnbd.scripts import parsing
 
 NAME = "nbdkit"
@@ -120,8 +121,9 @@ def set_error(err: int) -> None:
 
 
 def shutdown() -> None:
-    """End the server, in order; returns at once."""
-    os.kill(os.getpid(), signal.SIGTERM)
+    """End the server, in order; returns at once. Asking again does not cut that short."""
+    if not (ENDING.ask() or ENDING.has_begun):
+        os.kill(os.getpid(), signal.SIGTERM)  # it is only about to start
 
 
 def disconnect(force: bool) -> None:

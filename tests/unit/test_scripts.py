@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from swiftnbd.api import Client, ConfigError, ExportError, Opening
+from swiftnbd.api.ending import ENDING
 from swiftnbd.plugins.python import Python
-from swiftnbd.scripts import parsing
+from swiftnbd.scripts import module, parsing
 from swiftnbd.scripts.crew import Crew
 from swiftnbd.scripts.script import Script
 from swiftnbd.server.tls import distinguished_name
@@ -269,3 +270,26 @@ def test_name_in_a_certificate_as_text() -> None:
     assert distinguished_name(parts) == 'CN=\\ c\\ ,O=a\\, \\"b\\",C=DE'
     assert distinguished_name(((("commonName", "#1"), ("title", "x")),)) == "CN=\\#1+title=x"
     assert distinguished_name(()) == ""
+
+
+def test_script_that_asks_twice_for_the_end_does_not_cut_it_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second SIGTERM would, and lose what is not written back."""
+    signals: list[int] = []
+    monkeypatch.setattr("os.kill", lambda _, number: signals.append(number))
+    ends: list[str] = []
+
+    def end() -> None:
+        ends.append("end")
+
+    ENDING.serve(end)
+    try:
+        module.shutdown()
+        ENDING.begin(end)
+        module.shutdown()
+    finally:
+        ENDING.is_over()
+    assert (ends, signals) == (["end"], [])
+    module.shutdown()  # nothing serves: the process is told
+    assert len(signals) == 1
