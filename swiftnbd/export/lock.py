@@ -195,6 +195,8 @@ class Lock:
 
     def _supersede(self, epoch: Epoch, over: Sighting) -> None:
         mark = epoch.claim.mark
+        if epoch in self._superseded:  # by a claim that was too slow
+            return
         if epoch not in over.epochs:
             if not epoch.holder_is_dead:
                 raise self._held_by(mark)

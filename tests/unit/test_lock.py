@@ -590,6 +590,26 @@ async def test_lock_of_a_dead_process_of_this_boot_is_taken_at_once(
     assert lock.predecessor.binding == ""
 
 
+async def test_dead_holder_is_taken_back_from_once_though_the_claim_was_slow(
+    account: MemoryAccount, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await a_lock(account)[0].acquire()
+    claimed_by(account, started=1)
+    clock = Clock()
+    store = Faulty(MemoryStore("disk", account), script := Script())
+    store.admits_one_creator = False
+    lock = Lock(store, OTHER, Pace(settle_seconds=1), timing=clock.timing)
+    gate = script.hold("put")
+    acquiring = begin(lock.acquire())
+    await gate.arrived.wait()
+    clock.now += 0.6
+    gate.open()
+    await acquiring
+    assert caplog.text.count("taken back from") == 1
+    assert [each.number for each in lock._superseded] == [1]
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"host": "x"}, {"boot": "x"}, {"space": "x"}], ids=lambda each: "".join(each)
 )
