@@ -301,9 +301,11 @@ class Server:
         task = asyncio.get_running_loop().create_task(self._serve(transport, negotiation, dropping))
         self._connections.add(task)
         self._admission.enter(peer)
-        task.add_done_callback(partial(self._left, peer))
+        task.add_done_callback(partial(self._left, peer, transport))
 
-    def _left(self, peer: Peer, task: asyncio.Task[None]) -> None:
+    def _left(self, peer: Peer, transport: asyncio.Transport, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before it began, it may be: then nothing has closed the socket
+            transport.abort()
         self._connections.discard(task)
         self._admission.leave(peer)
 

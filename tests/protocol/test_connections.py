@@ -90,6 +90,22 @@ async def test_e12_noise_closes_the_connection_alone(
     await served.check_full_service()
 
 
+async def test_socket_is_closed_of_a_client_whose_task_ends_before_it_began(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = served.server.accept
+
+    def accept_and_cancel(transport: asyncio.Transport) -> None:
+        before = set(served.server._connections)
+        accept(transport)
+        (task,) = served.server._connections - before
+        task.cancel()
+
+    monkeypatch.setattr(served.server._listeners, "_accept", accept_and_cancel)
+    async with await served.connect() as peer:
+        assert await peer.closed_by_server()
+
+
 async def test_e12_connect_and_reset_is_no_event(served: Serving) -> None:
     for _ in range(50):
         await (await served.connect()).reset()
