@@ -333,7 +333,9 @@ class Writer:
     async def _fetch(self, index: int, first: int, end: int, fetched: dict[int, Buffer]) -> None:
         """Blocks ``[first, end)`` of an object, past the cache: they are needed only once."""
         disk, size = self._disk, self._disk.block_size
-        data = await disk.objects.get(index, lambda: (first * size, end * size), urgent=True)
+        data = await disk.objects.get(
+            index, lambda: (first * size, end * size), urgent=lambda: True
+        )
         view = hole((end - first) * size) if data is None else memoryview(data)
         for number in range(end - first):
             block = index * disk.per_object + first + number

@@ -122,8 +122,11 @@ class Fetcher:
 
     async def _bring(self, index: int, fetch: _Fetch) -> None:
         size, run = self._disk.block_size, fetch.blocks
-        urgent = any(block.wanted for block in run)
-        data = await self._disk.objects.get(index, lambda: self._sent(index, fetch), urgent=urgent)
+        data = await self._disk.objects.get(
+            index,
+            lambda: self._sent(index, fetch),
+            urgent=lambda: any(block.wanted for block in run),
+        )
         for number, block in enumerate(run):
             if data is None:
                 block.fill(hole(size))

@@ -39,6 +39,7 @@ REQUEST_SECONDS_MAX = 65.0  # a store gives up after 60 and says why; many may w
 T = TypeVar("T", Blob | None, ObjectInfo | None)
 U = TypeVar("U")
 Span = Callable[[], tuple[int, int]]  # bytes [start, end) of an object
+Urgency = Callable[[], bool]  # whether somebody waits for it by now
 
 
 @dataclass(eq=False, slots=True)
@@ -131,10 +132,11 @@ class DiskObjects:
         runs = self.presence.runs(0, self.presence.objects)
         return any(state is State.PRESENT for _, state in runs)
 
-    async def get(self, index: int, span: Span, *, urgent: bool) -> bytes | None:
+    async def get(self, index: int, span: Span, *, urgent: Urgency) -> bytes | None:
         """Some bytes of one object, or None if it does not exist.
 
-        ``span`` is asked which, ``[start, end)``, once, when its turn has come.
+        ``span`` is asked which, ``[start, end)``, once, when its turn has come, and ``urgent``
+        whenever it begins to wait for one: from then on `hurry` finds it.
         """
         if self.local is None:
             return _data(await self._fetch(index, span, urgent=urgent))
@@ -155,8 +157,10 @@ class DiskObjects:
                 return found.filled(first, data)
         return _data(await self._fetch(index, lambda: (start, end), urgent=urgent))
 
-    async def _fetch(self, index: int, span: Span, *, urgent: bool) -> Blob | None:
-        return await self.in_turn(lambda: self._fetch_now(index, *span()), urgent=urgent, key=index)
+    async def _fetch(self, index: int, span: Span, *, urgent: Urgency) -> Blob | None:
+        return await self.in_turn(
+            lambda: self._fetch_now(index, *span()), urgent=urgent(), key=index
+        )
 
     async def _fetch_now(self, index: int, start: int, end: int) -> Blob | None:
         async def ask(newest: bool) -> Blob | None:
@@ -172,13 +176,13 @@ class DiskObjects:
             self.local.keep(index, start, blob.data, blob.etag)
         return blob
 
-    async def _ask_etag(self, index: int, *, urgent: bool) -> str | None:
+    async def _ask_etag(self, index: int, *, urgent: Urgency) -> str | None:
         """The ETag of one object, or None if it does not exist."""
 
         async def ask(newest: bool) -> ObjectInfo | None:
             return await self._store.head(object_name(index), newest=newest)
 
-        asked = self.in_turn(lambda: self._ask_current(index, ask), urgent=urgent, key=index)
+        asked = self.in_turn(lambda: self._ask_current(index, ask), urgent=urgent(), key=index)
         info, _ = await asked
         return None if info is None else info.etag
 

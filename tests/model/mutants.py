@@ -21,7 +21,7 @@ from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags
 from swiftnbd.export.fetching import Fetcher, _Fetch
 from swiftnbd.export.local_blocks import Found, LocalBlocks
-from swiftnbd.export.objects import DiskObjects, Span
+from swiftnbd.export.objects import DiskObjects, Span, Urgency
 from swiftnbd.export.slot_file import SlotFile
 from swiftnbd.export.writeback import DirtyObject, WriteBack
 from swiftnbd.store.base import Blob, Buffer
@@ -269,7 +269,9 @@ def evicted_block_comes_back_stale(patch: pytest.MonkeyPatch) -> None:
     get = DiskObjects.get
     seen: dict[tuple[int, int, int, int], bytes | None] = {}
 
-    async def get_once(self: DiskObjects, index: int, span: Span, *, urgent: bool) -> bytes | None:
+    async def get_once(
+        self: DiskObjects, index: int, span: Span, *, urgent: Urgency
+    ) -> bytes | None:
         start, end = span()
         key = (id(self), index, start, end)
         if key not in seen:
@@ -376,7 +378,7 @@ def part_is_taken_from_the_wrong_place(patch: pytest.MonkeyPatch) -> None:
     get = DiskObjects.get
 
     async def from_the_start(
-        self: DiskObjects, index: int, span: Span, *, urgent: bool
+        self: DiskObjects, index: int, span: Span, *, urgent: Urgency
     ) -> bytes | None:
         def moved() -> tuple[int, int]:
             start, end = span()
@@ -401,7 +403,9 @@ def neighbours_join_a_fetch_that_was_sent(patch: pytest.MonkeyPatch) -> None:
 def unreadable_object_reads_as_zeros(patch: pytest.MonkeyPatch) -> None:
     get = DiskObjects.get
 
-    async def careless(self: DiskObjects, index: int, span: Span, *, urgent: bool) -> bytes | None:
+    async def careless(
+        self: DiskObjects, index: int, span: Span, *, urgent: Urgency
+    ) -> bytes | None:
         with contextlib.suppress(SwiftnbdError):
             return await get(self, index, span, urgent=urgent)
         return None

@@ -10,14 +10,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from errno import EIO, ENOSPC
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swiftnbd.errors import ExportError, StoreError
+from swiftnbd.export import disk as disk_module
 from swiftnbd.export import disk_cache, slot_file
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
+from swiftnbd.export.local_blocks import Found, LocalBlocks
 from swiftnbd.export.watch import break_lock, sight
 from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.login import LoginSettings
@@ -85,12 +88,13 @@ class World:
         stored = self.memory.account.containers["disk"].objects
         stored[name(index)] = MemoryObject(data, etag_of(data))
 
-    def server(self, *, read_only: bool = False, disk: bool = True) -> Server:
+    def server(self, *, read_only: bool = False, disk: bool = True, **others: Any) -> Server:
         settings = caching(
             self.cached,
             block_bytes=self.block,
             disk_directory=self.directory if disk else None,
             disk_bytes=1 << 20,
+            **others,
         )
         return Server("disk", self.store, read_only, settings)
 
@@ -371,6 +375,68 @@ async def test_write_to_one_block_keeps_the_others_of_its_object(tmp_path: Path)
             expected = content(2)[:PART] + b"new" + content(2)[PART + 3 :]
             assert await server.read(2) == expected
             assert w.asked == []  # the last one was fetched for the upload
+
+
+# Read-ahead
+
+
+@pytest.fixture
+def is_found(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Object 3 is looked for on the local disk until it is set."""
+    is_found, find = asyncio.Event(), LocalBlocks.find
+
+    async def found_late(self: LocalBlocks, index: int, start: int, end: int) -> Found | None:
+        found = await find(self, index, start, end)
+        if index == 3:
+            await is_found.wait()
+        return found
+
+    monkeypatch.setattr(LocalBlocks, "find", found_late)
+    monkeypatch.setattr(disk_module, "READ_AHEAD_BYTES_MIN", 1)
+    return is_found
+
+
+@asynccontextmanager
+async def reading_ahead(w: World, is_found: asyncio.Event) -> AsyncIterator[Server]:
+    """After a crash, so the store is asked of all that is on the disk; object 3 is read ahead."""
+    is_found.set()
+    await fill(w)
+    await started(server := w.server())
+    await server.crash()
+    await started(server := w.server(read_ahead_bytes=SIZE, requests=1, reads_reserved=1))
+    is_found.clear()
+    for index in range(3):
+        await server.read(index)
+    yield server
+    await server.detach()
+
+
+async def test_reader_of_what_is_being_read_ahead_does_not_wait_for_those_who_write_back(
+    tmp_path: Path, is_found: asyncio.Event
+) -> None:
+    async with world(tmp_path) as w, reading_ahead(w, is_found) as server:
+        uploading = w.script.hold("put")
+        await server.disk.write(6 * SIZE, content(6, 1))
+        flush = begin(server.disk.flush())
+        await uploading.arrived.wait()
+        read = begin(server.read(3))
+        await turns()
+        is_found.set()
+        assert await asyncio.wait_for(read, 10) == content(3)
+        uploading.open()
+        await flush
+
+
+async def test_upload_does_not_wait_for_ever_for_what_is_being_read_ahead(
+    tmp_path: Path, is_found: asyncio.Event
+) -> None:
+    async with world(tmp_path) as w, reading_ahead(w, is_found) as server:
+        await server.disk.write(3 * SIZE, content(3, 1)[:4])
+        flush = begin(server.disk.flush())
+        await turns()
+        is_found.set()
+        await asyncio.wait_for(flush, 10)
+        assert await server.read(3) == content(3, 1)
 
 
 # The lease

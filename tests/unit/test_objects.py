@@ -47,7 +47,7 @@ class Objects:
         self.stored[name(index)] = MemoryObject(data, etag_of(data))
 
     async def get(self, index: int, start: int = 0, end: int = SIZE) -> bytes | None:
-        return await self.disk.get(index, lambda: (start, end), urgent=True)
+        return await self.disk.get(index, lambda: (start, end), urgent=lambda: True)
 
     async def put(self, index: int, data: bytes) -> None:
         await self.disk.in_turn(lambda: self.disk.put(index, data))
