@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: MIT
 """From the words of a command line or a section to plugins and filters that are told what to do.
 
-``key=value`` goes to whoever declares the key. If several do, ``NAME.key=value`` says who is meant.
+``key=value`` goes to whoever declares the key. If several do, ``NAME.key=value`` says who is meant;
+a filter that is given twice is told twice, or by ``NAME.1.key=value`` and ``NAME.2.key=value``.
 A value without a key is the plugin's main parameter.
 """
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from swiftnbd.api.parameters import others_of, parameters_of, values_of
 from swiftnbd.api.passphrases import PASSPHRASE, is_literal
 from swiftnbd.api.plugin import FilterPlugin, Plugin
-from swiftnbd.cli.finding import PLUGINS, find_filter, find_plugin, names
+from swiftnbd.cli.finding import PLUGINS, find_filter, find_plugin, no_such, plugin_name
 from swiftnbd.errors import ConfigError
 from swiftnbd.server.config import FilterConfig, PluginConfig
 
-T = TypeVar("T", Plugin, FilterPlugin)
+Kind = type[Plugin] | type[FilterPlugin]
 
 _KEY = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
 NO_KEY = ""
@@ -50,18 +50,15 @@ def is_pair(word: str) -> bool:
 
 def make(wanted: Wanted) -> tuple[PluginConfig | None, tuple[FilterConfig, ...]]:
     """Find them and tell them. Raises `ConfigError`, with the name of who it is about."""
-    plugin = None if wanted.plugin is None else plugin_of(wanted.plugin)
-    filters = [(name, find_filter(name)) for name in wanted.filters]
-    kinds: dict[str, type[Plugin] | type[FilterPlugin]] = dict(filters)
-    if wanted.plugin is not None and plugin is not None:
-        if wanted.plugin in kinds:
-            raise ConfigError(f"{wanted.plugin} is the name of a plugin and of a filter")
-        kinds[wanted.plugin] = plugin
-    told = _shared_out(wanted.keys, kinds, wanted.plugin)
-    made = None
-    if wanted.plugin is not None and plugin is not None:
-        made = PluginConfig(wanted.plugin, _made(wanted.plugin, plugin, told))
-    return made, tuple(FilterConfig(name, _made(name, kind, told)) for name, kind in filters)
+    given: list[tuple[str, Kind]] = [(name, find_filter(name)) for name in wanted.filters]
+    if wanted.plugin is not None:
+        given.append((wanted.plugin, plugin_of(wanted.plugin)))
+    layers = _layers(given)
+    _share_out(wanted.keys, layers, None if wanted.plugin is None else layers[-1])
+    made = [(each.name, each.made()) for each in layers]
+    plugins = [PluginConfig(name, one) for name, one in made if isinstance(one, Plugin)]
+    filters = [FilterConfig(name, one) for name, one in made if isinstance(one, FilterPlugin)]
+    return next(iter(plugins), None), tuple(filters)
 
 
 def warn_of_secrets(
@@ -89,66 +86,91 @@ def plugin_of(name: str) -> type[Plugin]:
     """`swiftnbd.cli.finding.find_plugin`, which must be there."""
     found = find_plugin(name)
     if found is None:
-        raise ConfigError(f"there is no plugin {name!r}; there are: {', '.join(names(PLUGINS))}")
+        raise ConfigError(no_such(name, PLUGINS))
     return found
 
 
-def _shared_out(
-    keys: Sequence[tuple[str, str]],
-    kinds: Mapping[str, type[Plugin] | type[FilterPlugin]],
-    plugin: str | None,
-) -> dict[str, list[tuple[str, str]]]:
-    """What each name is told."""
-    declared = {name: {each.key for each in parameters_of(kind)} for name, kind in kinds.items()}
-    told: dict[str, list[tuple[str, str]]] = {name: [] for name in kinds}
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """A plugin or filter as it was named. ``labels`` may stand before its keys, and a dot between;
+    with ``label`` it is not mistaken for one of another kind. ``told`` grows."""
+
+    name: str
+    kind: Kind
+    label: str
+    labels: frozenset[str]
+    told: list[tuple[str, str]]
+
+    def knows(self, key: str) -> bool:
+        """Whether it declares this key."""
+        return key.replace("_", "-") in self.keys()
+
+    def keys(self) -> list[str]:
+        """Those that it declares."""
+        return [each.key for each in parameters_of(self.kind)]
+
+    def made(self) -> Plugin | FilterPlugin:
+        """Raises `ConfigError`, with its name."""
+        try:
+            return self.kind(**values_of(self.kind, self.told))
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+
+
+def _layers(given: Sequence[tuple[str, Kind]]) -> list[_Layer]:
+    """Filters as they are asked, then the plugin. Of a file the name without its folder and its
+    .py is a label; of those with one name also NAME.1, NAME.2 and so on, in this order."""
+    names = [plugin_name(name) for name, _ in given]
+    layers = []
+    for index, (name, kind) in enumerate(given):
+        short = names[index]
+        alike = [other for each, (_, other) in zip(names, given, strict=True) if each == short]
+        numbered = f"{short}.{names[: index + 1].count(short)}"
+        label = short if len(set(alike)) == 1 else numbered
+        labels = {name, short, *([numbered] if len(alike) > 1 else [])}
+        layers.append(_Layer(name, kind, label, frozenset(labels), []))
+    return layers
+
+
+def _share_out(
+    keys: Sequence[tuple[str, str]], layers: Sequence[_Layer], plugin: _Layer | None
+) -> None:
+    """Tell each what it is told."""
     for key, text in keys:
-        if key == NO_KEY:
-            name, key = _main(plugin, kinds, text)
-        else:
-            name, key = _meant(key, declared, plugin, kinds)
-        told[name].append((key, text))
-    return told
+        found, key = _main(plugin, text) if key == NO_KEY else _meant(key, layers, plugin)
+        for each in found:
+            each.told.append((key, text))
 
 
-def _main(
-    plugin: str | None, kinds: Mapping[str, type[Plugin] | type[FilterPlugin]], text: str
-) -> tuple[str, str]:
-    """Whose main parameter a value without a key is."""
+def _main(plugin: _Layer | None, text: str) -> tuple[list[_Layer], str]:
+    """The plugin, and the key of its main parameter, which a value without a key is for."""
+    name = "a container" if plugin is None else plugin.name
     if plugin is not None:
-        for each in parameters_of(kinds[plugin]):
+        for each in parameters_of(plugin.kind):
             if each.is_main:
-                return plugin, each.key
-    raise ConfigError(f"{text[:80]!r} is not KEY=VALUE, and {plugin} takes nothing else")
+                return [plugin], each.key
+    raise ConfigError(f"{text[:80]!r} is not KEY=VALUE, and {name} takes nothing else")
 
 
-def _meant(
-    key: str,
-    declared: Mapping[str, set[str]],
-    plugin: str | None,
-    kinds: Mapping[str, type[Plugin] | type[FilterPlugin]],
-) -> tuple[str, str]:
-    """Who is told a key, and the key as it is declared there."""
-    name, dot, rest = key.rpartition(".")
-    if dot and name in declared:
-        return name, rest
-    found = [each for each, own in declared.items() if key.replace("_", "-") in own]
-    if len(found) > 1:
-        ways = " or ".join(f"{each}.{key}=" for each in found)
-        raise ConfigError(f"{' and '.join(found)} both have a key {key!r}: write {ways}")
-    if found:
-        return found[0], key
-    if plugin is not None and others_of(kinds[plugin]) is not None:
-        return plugin, key
-    known = ", ".join(
-        one if name == plugin else f"{one} ({name})"
-        for name, own in declared.items()
-        for one in sorted(own)
+def _meant(key: str, layers: Sequence[_Layer], plugin: _Layer | None) -> tuple[list[_Layer], str]:
+    """Who is told a key, and the key as it is declared there. A filter that is there several
+    times is told each time."""
+    label, dot, rest = key.rpartition(".")
+    named = [each for each in layers if dot and label in each.labels]
+    if named:
+        layers, key = named, rest
+    found = [each for each in layers if each.knows(key)]
+    if len({each.kind for each in found}) > 1:
+        ways = " or ".join(dict.fromkeys(f"{each.label}.{key}=" for each in found))
+        who = " and ".join(dict.fromkeys(each.name for each in found))
+        raise ConfigError(f"{who} both have a key {key!r}: write {ways}")
+    if found or named:  # what nobody knows, whoever is named will say
+        return found or named, key
+    if plugin is not None and others_of(plugin.kind) is not None:
+        return [plugin], key
+    known = dict.fromkeys(
+        one if each is plugin else f"{one} ({each.name})"
+        for each in layers
+        for one in sorted(each.keys())
     )
-    raise ConfigError(f"unknown key {key!r}; there are: {known or 'none'}")
-
-
-def _made(name: str, kind: type[T], told: Mapping[str, list[tuple[str, str]]]) -> T:
-    try:
-        return kind(**values_of(kind, told[name]))
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
+    raise ConfigError(f"unknown key {key!r}; there are: {', '.join(known) or 'none'}")

@@ -14,6 +14,7 @@ import os
 import pkgutil
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -45,8 +46,47 @@ def find_filter(name: str) -> type[FilterPlugin]:
     """The filter of a name or a file. Raises `ConfigError`."""
     found = _find(name, FilterPlugin, FILTERS)  # type: ignore[type-abstract]
     if found is None:
-        raise ConfigError(f"there is no filter {name!r}; there are: {', '.join(names(FILTERS))}")
+        raise ConfigError(no_such(name, FILTERS))
     return found
+
+
+def find_either(name: str) -> type[Plugin] | type[FilterPlugin] | None:
+    """The plugin of a name or a file, or else the filter. Raises as `find_plugin` does."""
+    try:
+        plugin = find_plugin(name)
+    except ConfigError:
+        if not is_file(name):
+            raise
+        with suppress(ConfigError):
+            return find_filter(name)
+        raise
+    return find_filter(name) if plugin is None and name in names(FILTERS) else plugin
+
+
+def no_such(name: str, group: str, otherwise: str = "") -> str:
+    """What to say of a name that is none of ``PLUGINS`` or ``FILTERS``; and, if none of them was
+    meant, a sentence ``otherwise``."""
+    kind, other = ("plugin", FILTERS) if group == PLUGINS else ("filter", PLUGINS)
+    if name in names(other) and name != SWIFT:
+        return _is_other(name, other)
+    near = close_name(name, group)
+    instead = f"is it {near}?" if near else f"there are: {', '.join(names(group))}"
+    said = f"there is no {kind} {name!r}; {instead}"
+    return f"{said}{'' if near else '.'} {otherwise}" if otherwise else said
+
+
+def _is_other(name: str, group: str) -> str:
+    """What to say of one that is of this group, and was given as one of the other."""
+    if group == FILTERS:
+        return f"{name} is a filter: write --filter {name} before the plugin or container"
+    return f"{name} is a plugin: it stands behind the filters, without --filter"
+
+
+def close_name(name: str, group: str) -> str | None:
+    """The name that was meant perhaps, if there is one like it."""
+    from difflib import get_close_matches  # late: only mistakes need it
+
+    return next(iter(get_close_matches(name, names(group), 1)), None)
 
 
 def names(group: str) -> list[str]:
@@ -123,7 +163,20 @@ def _where(error: Exception, path: Path) -> str:
 
 def _defined_in(module: ModuleType, kind: type[T], name: str) -> type[T]:
     """The one class of this kind that a module defines for others."""
-    found = [
+    found = _classes(module, kind)
+    if len(found) == 1:
+        return _checked(found[0], kind, name)
+    other, group = (FilterPlugin, FILTERS) if issubclass(kind, Plugin) else (Plugin, PLUGINS)
+    if not found and _classes(module, other):
+        raise ConfigError(_is_other(name, group))
+    raise ConfigError(
+        f"{name} defines {len(found)} classes of the kind {kind.__name__}, and should one"
+    )
+
+
+def _classes(module: ModuleType, kind: type[T]) -> list[type[T]]:
+    """Those of a kind that a module defines for others."""
+    return [
         each
         for each in vars(module).values()
         if inspect.isclass(each)
@@ -132,11 +185,6 @@ def _defined_in(module: ModuleType, kind: type[T], name: str) -> type[T]:
         and not each.__name__.startswith("_")
         and not inspect.isabstract(each)
     ]
-    if len(found) != 1:
-        raise ConfigError(
-            f"{name} defines {len(found)} classes of the kind {kind.__name__}, and should one"
-        )
-    return _checked(found[0], kind, name)
 
 
 def _checked(found: type[T], kind: type[T], name: str) -> type[T]:

@@ -14,6 +14,7 @@ import click
 from swiftnbd import __version__
 from swiftnbd.cli.completion import complete_file
 from swiftnbd.cli.devices import make
+from swiftnbd.cli.finding import PLUGINS, close_name
 from swiftnbd.cli.flags import flag_group, flags_of
 from swiftnbd.cli.login import NO_URL, LoginKeys, check_url
 from swiftnbd.cli.login_options import DIRECTORY_SCHEME, LoginFlags, login_options
@@ -105,6 +106,16 @@ class SharedOptions:
             return False
         return self.secrets is not None or os.access(SECRETS_FILE_DEFAULT, os.R_OK)
 
+    def knows_containers(self, auth: AuthConfig) -> bool:
+        """Whether anything says where containers are."""
+        return (
+            self.secrets is not None
+            or auth.directory is not None
+            or auth.is_bucket
+            or os.path.exists(SECRETS_FILE_DEFAULT)
+            or bool(self._has_login() or self.login.auth_url)
+        )
+
     def login_alone(self) -> LoginSettings | BucketSettings | None:
         """The login of flags and environment, for no container in particular, if there is one."""
         if not self._has_login():
@@ -120,7 +131,7 @@ class SharedOptions:
             # one that is another user's business does not keep us from a login that needs none
             if not self.has_secrets and not needed and self._has_login():
                 return None
-            if not os.path.exists(path) and not (self._has_login() or self.login.auth_url):
+            if not self.knows_containers(auth):
                 raise ConfigError(NO_URL)
         return {section.export.name: section for section in load_secrets(path)}
 
@@ -159,7 +170,9 @@ class SharedOptions:
             )
         if auth.directory is None or sections is not None:
             path = self.secrets or SECRETS_FILE_DEFAULT
-            raise ContainerMissing(f"{name} not found in {path}: add a section [{name}]")
+            raise ContainerMissing(
+                f"{name} not found in {path}: add a section [{name}]{_or_plugin(name, made)}"
+            )
         return ExportConfig(name)
 
     def _of_section(self, auth: AuthConfig, section: Section, made: bool) -> ExportConfig:
@@ -215,6 +228,12 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, options=replace(options, login=login), **rest)
 
     return login_options(_shared_options(with_login))
+
+
+def _or_plugin(name: str, made: bool) -> str:
+    """A hint for who mistyped the name of a plugin."""
+    near = close_name(name, PLUGINS) if made else None
+    return f"; or is the plugin {near} meant?" if near else ""
 
 
 def _nothing(where: str) -> LoginKeys:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from swiftnbd.cli.accounts import account_of
 from swiftnbd.cli.cache import CacheOptions, check_folder
 from swiftnbd.cli.devices import Wanted, is_pair, make, pairs, warn_of_secrets
-from swiftnbd.cli.finding import SWIFT, find_plugin, plugin_name
+from swiftnbd.cli.finding import PLUGINS, SWIFT, find_plugin, no_such, plugin_name
+from swiftnbd.cli.login import NO_URL
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.outages import OutageOptions
 from swiftnbd.cli.process_options import PID_FILE_DEFAULT, ProcessOptions
 from swiftnbd.cli.server_options import ExportOptions, HandshakeOptions, ListenOptions, LockOptions
 from swiftnbd.cli.tls import TlsOptions
+from swiftnbd.errors import ConfigError
 from swiftnbd.export.settings import CacheSettings, OutageSettings
 from swiftnbd.server.config import (
     AuthConfig,
@@ -130,12 +132,27 @@ class Flags:
             return (ExportConfig(name, plugin=made, filters=above),)
         if words[:1] == [SWIFT] and not self.options.is_export(auth, SWIFT):
             del words[0]
+        elif words and (not filters or not is_pair(words[0])):
+            self._check_no_plugin_was_meant(auth, words)
         said = [word for word in words if is_pair(word)] if filters else []
         names = [word for word in words if word not in said]
         exports = self.options.exports(auth, names, made=True)
         _, above = make(Wanted(None, filters, pairs(said)))
         warn_of_secrets(pairs(said), None, above)
         return tuple(replace(each, filters=above + each.filters) for each in exports)
+
+    def _check_no_plugin_was_meant(self, auth: AuthConfig, words: Sequence[str]) -> None:
+        """`ConfigError` if the first word, which names no plugin, can hardly be a container's."""
+        name, *others = words
+        if self.options.is_export(auth, name):
+            return
+        if not self.options.knows_containers(auth):
+            otherwise = f"For a container of this name there is {NO_URL}"
+        elif any(map(is_pair, others)) and not self.serving.filters:
+            otherwise = f"A container of this name is served by: swift {name}"
+        else:
+            return
+        raise ConfigError(no_such(name, PLUGINS, otherwise))
 
     def _names_plugin(self, auth: AuthConfig, words: Sequence[str]) -> bool:
         """Whether a plugin is meant. If all words are names of containers, these are meant."""

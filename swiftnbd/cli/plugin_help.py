@@ -9,14 +9,14 @@ import click
 
 from swiftnbd.api.parameters import Parameter, others_of, parameters_of
 from swiftnbd.api.plugin import API_VERSION, FilterPlugin, Plugin
-from swiftnbd.cli.devices import Wanted, make, pairs, plugin_of
-from swiftnbd.cli.finding import PLUGINS, SWIFT, find_filter, find_plugin, names
+from swiftnbd.cli.devices import Kind, Wanted, make, pairs, plugin_of
+from swiftnbd.cli.finding import PLUGINS, SWIFT, find_either, find_filter, names
 from swiftnbd.cli.flags import GroupedCommand
 from swiftnbd.errors import ConfigError
 
 _WIDTH = 100
 
-Kinds = Sequence[tuple[str, type[Plugin] | type[FilterPlugin]]]
+Kinds = Sequence[tuple[str, Kind]]
 
 
 class ServerCommand(GroupedCommand):
@@ -37,10 +37,11 @@ class ServerCommand(GroupedCommand):
         except click.UsageError:
             return ()
         words, filters = _list(given.get("arguments")), _list(given.get("filters"))
-        plugin = find_plugin(words[0]) if words and words[0] != SWIFT else None
-        found: list[tuple[str, type[Plugin] | type[FilterPlugin]]]
-        found = [(name, find_filter(name)) for name in filters]
-        return found if plugin is None else [*found, (words[0], plugin)]
+        first = find_either(words[0]) if words and words[0] != SWIFT else None
+        found: list[tuple[str, Kind]] = [(name, find_filter(name)) for name in filters]
+        if first is not None:
+            found.append((words[0], first))
+        return list(dict.fromkeys(found))
 
 
 def _list(given: object) -> list[str]:
@@ -48,7 +49,7 @@ def _list(given: object) -> list[str]:
     return list(given) if isinstance(given, list | tuple) else []
 
 
-def help_of(name: str, kind: type[Plugin] | type[FilterPlugin]) -> str:
+def help_of(name: str, kind: Kind) -> str:
     """All about one of them, for people."""
     formatter = click.HelpFormatter(max_width=_WIDTH)
     parameters = list(parameters_of(kind))
@@ -81,9 +82,7 @@ def description(each: Parameter) -> str:
     return each.help + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def _usage(
-    name: str, kind: type[Plugin] | type[FilterPlugin], parameters: Sequence[Parameter]
-) -> str:
+def _usage(name: str, kind: Kind, parameters: Sequence[Parameter]) -> str:
     words = [
         each.kind.metavar if each.is_main else f"{each.key}={each.kind.metavar}"
         for each in parameters
@@ -122,7 +121,7 @@ def dumped_plugin(words: Sequence[str], filters: Sequence[str]) -> str:
     return "\n".join(line for name, kind in found for line in _dumped(name, kind))
 
 
-def _dumped(name: str, kind: type[Plugin] | type[FilterPlugin]) -> Iterator[str]:
+def _dumped(name: str, kind: Kind) -> Iterator[str]:
     yield f"name={name}"
     yield f"path={os.path.abspath(inspect.getfile(kind))}"
     yield f"api_version={kind.api_version}"

@@ -40,8 +40,8 @@ class Layers:
 
     def become(self, filters: Sequence[FilterPlugin], *, per_connection: bool = False) -> None:
         """Be made of these, while nothing is open. Those that are as they were stay the same."""
-        before = self._upwards
-        upwards = [next((old for old in before if old == each), each) for each in reversed(filters)]
+        before = list(self._upwards)
+        upwards = [_taken(before, each) for each in reversed(filters)]
         own = (index for index, each in enumerate(upwards) if each.per_connection)
         first = 0 if per_connection else next(own, len(upwards))
         self._upwards, self._shared, self._own = upwards, upwards[:first], upwards[first:]
@@ -100,6 +100,14 @@ class Layers:
             return await self.profile(top, opening)
         finally:
             await close(top, opening.name)
+
+
+def _taken(before: list[FilterPlugin], wanted: FilterPlugin) -> FilterPlugin:
+    """One of ``before`` that is as it is wanted, taken from there; else the ``wanted`` one."""
+    for index, each in enumerate(before):
+        if each == wanted:
+            return before.pop(index)  # the next one that is told the same is another
+    return wanted
 
 
 def _has(filters: Sequence[FilterPlugin], wanted: FilterPlugin) -> bool:

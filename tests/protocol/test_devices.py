@@ -516,6 +516,20 @@ async def test_only_filters_that_are_changed_are_stopped() -> None:
             assert there == ["stop gone", "start new"]
 
 
+async def test_filter_that_is_there_twice_is_so_after_a_change() -> None:
+    did: list[str] = []
+    twice = (Lasting("one", did), Lasting("one", did))
+    more = (Lasting("one", did), Lasting("two", did), Lasting("one", did))
+    export = DeviceExport("disk", Memory(size=MiB), twice)
+    async with serving(export):
+        assert did.count("start one") == 2
+        export.change(DeviceExport("disk", Memory(size=MiB), more))
+        await export.look_again()
+        assert (did.count("start one"), did.count("start two")) == (2, 1)
+        assert did.count("stop one") == 0
+    assert (did.count("stop one"), did.count("stop two")) == (2, 1)
+
+
 async def test_look_takes_no_place_of_a_connection(expects_log: Announce) -> None:
     """A client that only asks what there would be takes no place of one that comes."""
     expects_log("as many connections as it may have")

@@ -16,6 +16,7 @@ from swiftnbd.api import BOOLEAN, FRACTION, OFFSET, SECONDS, SIZE, TEXT, ConfigE
 from swiftnbd.api.parameters import choice, other_keys, shown_values, values_of
 from swiftnbd.cli.finding import FILTERS, PLUGINS, find_filter, find_plugin, own_names
 from swiftnbd.cli.server import server
+from swiftnbd.errors import ContainerMissing
 
 MiB = 1024 * 1024
 
@@ -59,6 +60,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     (tmp_path / "later.py").write_text(OFFSET_FILTER)
     (tmp_path / "greedy.py").write_text(GREEDY)
+    (tmp_path / "empty.py").touch()
     return tmp_path
 
 
@@ -100,9 +102,17 @@ def test_export_is_called_as_the_plugin_unless_it_has_a_name() -> None:
         (["memory", "lots"], "memory: size: 'lots' is not a size like 512M or 2G"),
         (["memory", "1G", "colour=red"], "unknown key 'colour'; there are: size"),
         (["./gone.py"], "./gone.py: No such file"),
-        (["--filter", "gone", "memory", "1G"], "there is no filter 'gone'"),
+        (["--filter", "gone", "memory", "1G"], "there is no filter 'gone'; there are: blocks"),
+        (["--filter", "lusk", "memory", "1G"], "there is no filter 'lusk'; is it luks?"),
+        (["--filter", "memory", "null", "1G"], "memory is a plugin: it stands behind the filters"),
+        (["luks", "x"], "luks is a filter: write --filter luks before the plugin or container"),
+        (["memroy", "1G"], "'memroy'; is it memory? For a container of this name there is no auth"),
+        (["--filter", "rate", "nosuch", "rate=1M"], "there is no plugin 'nosuch'; there are: data"),
+        (["-a", "file:d", "memroy", "size=1G"], "is it memory? A container of this name is served"),
         (["--filter", "later.py", "memory", "1G", "by=1"], "1G"),
-        (["later.py"], "later.py defines 0 classes of the kind Plugin, and should one"),
+        (["later.py"], "later.py is a filter: write --filter later.py before the plugin or"),
+        (["--filter", "greedy.py", "null"], "greedy.py is a plugin: it stands behind"),
+        (["empty.py"], "empty.py defines 0 classes of the kind Plugin, and should one"),
     ],
 )
 def test_mistake_is_said_in_a_sentence(words: list[str], text: str) -> None:
@@ -125,6 +135,45 @@ def test_key_of_two_must_say_whose_it_is() -> None:
     found = exports(*words, "memory.size=1M", "later.py.size=2M")["memory"]
     assert found["plugin"] == {"name": "memory", "size": "1 MiB"}
     assert found["filters"] == [{"name": "later.py", "by": "0 bytes", "size": "2 MiB"}]
+
+
+def test_key_of_a_file_begins_with_its_name_alone() -> None:
+    words = ["--filter", "./later.py", "memory", "by=0"]
+    assert "write later.size= or memory.size=" in failed(*words, "size=1M")
+    found = exports(*words, "memory.size=1M", "later.size=2M")["memory"]
+    assert found["plugin"] == {"name": "memory", "size": "1 MiB"}
+    assert found["filters"] == [{"name": "./later.py", "by": "0 bytes", "size": "2 MiB"}]
+
+
+def test_filter_that_is_there_twice_is_told_twice_or_by_its_place() -> None:
+    words = ["--filter", "offset", "--filter", "through", "--filter", "offset", "null", "1M"]
+    both = exports(*words, "offset=4K")["null"]["filters"]
+    one = exports(*words, "offset.1.offset=8K", "offset.2.offset=12K")["null"]["filters"]
+    assert isinstance(both, list)
+    assert isinstance(one, list)
+    assert [each.get("offset") for each in both] == ["4 KiB", None, "4 KiB"]
+    assert [each.get("offset") for each in one] == ["8 KiB", None, "12 KiB"]
+    assert "offset is given twice" in failed(*words, "offset=4K", "offset.2.offset=12K")
+
+
+def test_filters_of_one_name_that_are_not_the_same_are_told_by_their_place(
+    workplace: Path,
+) -> None:
+    (workplace / "other").mkdir()
+    (workplace / "other" / "later.py").write_text(OFFSET_FILTER)
+    words = ["--filter", "later.py", "--filter", "other/later.py", "null", "1M"]
+    assert "write later.1.by= or later.2.by=" in failed(*words, "by=0")
+    assert "write later.1.by= or later.2.by=" in failed(*words, "later.by=0")
+    found = exports(*words, "later.1.by=4K", "later.2.by=8K")["null"]["filters"]
+    assert isinstance(found, list)
+    assert [each["by"] for each in found] == ["4 KiB", "8 KiB"]
+
+
+def test_file_may_hold_a_plugin_and_a_filter(workplace: Path) -> None:
+    (workplace / "both.py").write_text(GREEDY + OFFSET_FILTER)
+    found = exports("--filter", "both.py", "./both.py", "x", "by=4K")["both"]
+    assert found["plugin"] == {"name": "./both.py", "script": "x", "password": ""}
+    assert found["filters"] == [{"name": "both.py", "by": "4 KiB", "size": "1 TiB"}]
 
 
 @pytest.mark.expects_log("everybody on this machine can see password= on the command line")
@@ -169,6 +218,10 @@ def test_help_of_a_plugin_and_of_filters() -> None:
     both = call("-f", "--filter", "later.py", "memory", "-h").output
     assert "Begins later." in both
     assert "A disk in memory" in both
+    assert call("./later.py", "--help").output == call("--filter", "./later.py", "-h").output
+    assert call("luks", "--help").output == call("--filter", "luks", "--help").output
+    twice = call("--filter", "through", "--filter", "through", "--help").output
+    assert twice == call("--filter", "through", "--help").output
     assert "--bind-address" in call("--help").output
     assert "--bind-address" in call("swift", "--help").output
 
@@ -283,6 +336,13 @@ by = 64K
     ]
     assert found["disk"]["filters"] == [{"name": "later.py", "by": "64 KiB", "size": "1 TiB"}]
     assert found["backups"]["filters"] == []
+
+
+def test_word_that_is_no_section_may_have_been_a_plugin(workplace: Path) -> None:
+    flags = secrets(workplace, "[disk]\nusername = u\npassword = p\n")
+    found = call(*flags, "memroy", "1G", "--dump-config").exception
+    assert isinstance(found, ContainerMissing)
+    assert "add a section [memroy]; or is the plugin memory meant?" in str(found)
 
 
 def test_mistake_in_a_section_names_it(workplace: Path) -> None:
