@@ -267,6 +267,24 @@ def test_null_is_zeros_through_a_filter(server: ServerProcess, tmp_path: Path) -
     assert run("nbdinfo", "--size", uri).stdout.strip() == str(1 << 40)
 
 
+def test_large_writes_cost_no_page_faults(tmp_path: Path) -> None:
+    """glibc would give the payloads' memory back to the kernel, and take it again, all the time."""
+
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(32 * MiB))
+    ours = ServerProcess("null", "1G", workdir=tmp_path)  # not strict: that allocates otherwise
+    stat = Path(f"/proc/{ours.process.pid}/stat")
+    try:
+        ours.wait_ready("null")
+        faults = []
+        for _ in range(2):  # the first one takes the memory that it needs
+            run("nbdcopy", image, ours.uris()["null"])
+            faults.append(int(stat.read_text().rpartition(")")[2].split()[7]))
+        assert faults[1] - faults[0] < 32 * MiB / 4096 / 8
+    finally:
+        ours.finish()
+
+
 def test_pattern_is_what_it_says_and_takes_nothing_else(server: ServerProcess) -> None:
     uri = server.uris()["words"]
     server.allows("the byte written at 4096 is not what belongs there")
