@@ -72,7 +72,7 @@ class Filter(Device):
         return await self.device.read(offset, length)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        await self.device.write(offset, data, **_if_set(fua=fua))
+        await self.device.write(offset, data, **if_set(fua=fua))
 
     async def zero(
         self,
@@ -83,11 +83,11 @@ class Filter(Device):
         fua: bool = False,
         fast: bool = False,
     ) -> None:
-        options = _if_set(no_hole=no_hole, fua=fua, fast=fast)
+        options = if_set(no_hole=no_hole, fua=fua, fast=fast)
         await self.device.zero(offset, length, **options)
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
-        await self.device.trim(offset, length, **_if_set(fua=fua))
+        await self.device.trim(offset, length, **if_set(fua=fua))
 
     async def flush(self) -> None:
         await self.device.flush()
@@ -103,6 +103,6 @@ class Filter(Device):
         await self.device.close()
 
 
-def _if_set(**flags: bool) -> dict[str, bool]:
+def if_set(**flags: bool) -> dict[str, bool]:
     """Those that are set: a device that does not know a flag is never given it."""
     return {name: True for name, value in flags.items() if value}

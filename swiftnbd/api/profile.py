@@ -9,6 +9,7 @@ from swiftnbd.errors import ExportUnusable
 
 _BLOCK_SIZE_MIN_MAX = 64 * 1024  # "between 1 and 64k": NBD, "Block size constraints"
 _SIZE_MAX = (1 << 63) - 1  # off_t: no client goes further
+_WHY_NOT = " (a filter gets that by super().__init__(device))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,14 @@ class Profile:
         """What a device says of itself. Raises `ExportUnusable` for what no device can be."""
         if not isinstance(device, Device):
             raise ExportUnusable(f"a plugin or filter made a {type(device).__name__}, not a Device")
-        missing = [each.name for each in fields(cls) if not hasattr(device, each.name)]
-        if missing:
-            raise ExportUnusable(f"{type(device).__name__} has no {missing[0]}")
+        for each in fields(cls):
+            if not hasattr(device, each.name):
+                raise ExportUnusable(f"{type(device).__name__} has no {each.name}{_WHY_NOT}")
         profile = cls(**{each.name: getattr(device, each.name) for each in fields(cls)})
-        profile._check()
+        try:
+            profile._check()
+        except ExportUnusable as error:
+            raise ExportUnusable(f"{type(device).__name__}: {error}") from None
         return profile
 
     @property
@@ -49,6 +53,12 @@ class Profile:
         return self.block_sizes_told or (self.block_size_min, self.block_size, self.block_size_max)
 
     def _check(self) -> None:
+        for name in ("size", "block_size", "block_size_min", "block_size_max"):
+            found = getattr(self, name)
+            if not isinstance(found, int) or isinstance(found, bool):
+                raise ExportUnusable(f"its {name} is {found!r:.40}, and has to be an int of bytes")
+        if not isinstance(self.description, str):
+            raise ExportUnusable(f"its description is {self.description!r:.40}, and no str")
         least, best, most = self.block_size_min, self.block_size, self.block_size_max
         for name, is_possible in {
             "block_size_min": _is_power_of_two(least) and least <= _BLOCK_SIZE_MIN_MAX,

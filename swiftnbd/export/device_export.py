@@ -14,8 +14,9 @@ from swiftnbd.api.client import Client
 from swiftnbd.api.device import Device
 from swiftnbd.api.plugin import FilterPlugin, Opening, Plugin
 from swiftnbd.api.profile import Profile
-from swiftnbd.errors import ContainerMissing, Locked, SwiftnbdError
+from swiftnbd.errors import ContainerMissing, ExportUnusable, Locked, SwiftnbdError
 from swiftnbd.export.base import BaseExport
+from swiftnbd.export.checked import checked
 from swiftnbd.export.layers import Layers, ReadOnly, called, close
 from swiftnbd.export.status import ExportFacts, ExportState, ExportStatus
 from swiftnbd.export.turns import Turns
@@ -250,7 +251,13 @@ class DeviceExport(BaseExport):
     async def _open(self, opening: Opening) -> Device:
         """What the plugin makes, behind all filters that belong to it."""
         device = await called(self._plugin.open(opening), f"{self.name}: opening it")
-        Profile.of(device)
+        try:
+            Profile.of(device)
+        except ExportUnusable:
+            if isinstance(device, Device):
+                await close(device, self.name)
+            raise
+        device = checked(device, self._plugin)
         if self.read_only and not device.read_only:
             device = ReadOnly(device)
         if self._layers.per_connection:

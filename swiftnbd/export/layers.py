@@ -15,6 +15,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from errno import EIO, EROFS
+from inspect import isawaitable
 from typing import TypeVar
 
 from swiftnbd.api.device import Device
@@ -23,6 +24,7 @@ from swiftnbd.api.plugin import FilterPlugin, Opening
 from swiftnbd.api.profile import Profile
 from swiftnbd.buffers import Buffer
 from swiftnbd.errors import ExportError, ExportUnusable, SwiftnbdError
+from swiftnbd.export.checked import checked
 
 log = logging.getLogger(__name__)
 
@@ -151,22 +153,24 @@ class Unchangeable(Kept):
 
 async def _wrapped(device: Device, filters: Sequence[FilterPlugin], opening: Opening) -> Device:
     for each in filters:
+        above: Device | None = None
         try:
             above = await called(each.wrap(device, opening), f"filter {type(each).__name__}")
+            Profile.of(above)
         except BaseException:
-            await close(device, opening.name)
+            # one that was not made to its end knows of nothing below it to be closed
+            is_made = isinstance(above, Device) and hasattr(above, "size")
+            await close(above if is_made and above else device, opening.name)
             raise
-        device = above
-        try:
-            Profile.of(device)
-        except ExportUnusable:
-            await close(device, opening.name)
-            raise
+        if above is not device:
+            device = checked(above, each)
     return device
 
 
 async def called(work: Awaitable[T], what: str) -> T:
     """The result of a plugin's or filter's own code. Whatever it raises is a `SwiftnbdError`."""
+    if not isawaitable(work):  # in spite of its type
+        raise ExportUnusable(f"{what} failed: what was called has to begin with async def")
     try:
         return await work
     except SwiftnbdError:
