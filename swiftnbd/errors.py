@@ -55,6 +55,10 @@ class StoreError(SwiftnbdError):
     """The store failed for good: trying again will not help."""
 
 
+class LeaseOver(StoreError):
+    """The lease of our lock is over, so nothing was sent that would change anything."""
+
+
 class StoreUnavailable(StoreError):
     """The store failed in passing: the same request may succeed later.
 

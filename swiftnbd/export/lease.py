@@ -11,7 +11,8 @@
                   '------- not ours any more -------'-------> LOST
 
 The lease ends by the lock's own clock. The timer that says so may be late (the process was
-stopped), so whoever is about to store something asks the clock itself: `Leased`.
+stopped, the machine slept), so whoever is about to store something asks the clock itself: `Leased`,
+before a change and before each request that it takes.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from swiftnbd.errors import LockLost, StoreError, SwiftnbdError
+from swiftnbd.errors import LeaseOver, LockLost, SwiftnbdError
 from swiftnbd.export.lock import Lock
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
@@ -33,6 +34,7 @@ from swiftnbd.store.base import (
     Place,
     Store,
 )
+from swiftnbd.store.leave import asking
 
 RETRY_SECONDS = 1.0  # between renewals that fail at once: a Swift that is back is noticed that soon
 
@@ -175,7 +177,8 @@ class Leased(Store):
         self._keeper.changes.add(timeout)
         try:
             async with timeout:
-                if left:
+                with asking(self._check):
+                    self._check()
                     return await change()
         except TimeoutError:
             if not timeout.expired():
@@ -183,7 +186,14 @@ class Leased(Store):
             self._keeper.suspend()
         finally:
             self._keeper.changes.discard(timeout)
-        raise StoreError(f"{self.label}: the lock's lease is over")
+        raise self._over()
+
+    def _check(self) -> None:
+        if not self._keeper.seconds_left:
+            raise self._over()
+
+    def _over(self) -> LeaseOver:
+        return LeaseOver(f"{self.label}: the lock's lease is over")
 
     async def get(
         self,

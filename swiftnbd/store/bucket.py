@@ -26,6 +26,7 @@ from swiftnbd.metrics import Seen, StoreTraffic
 from swiftnbd.store.base import Buffer
 from swiftnbd.store.bucket_errors import Failure, store_error
 from swiftnbd.store.bucket_settings import BucketSettings
+from swiftnbd.store.leave import check_leave
 from swiftnbd.store.outages import Outages
 
 if TYPE_CHECKING:
@@ -300,6 +301,8 @@ class Bucket:
     @contextmanager
     def _request(self, what: str, method: str) -> Iterator[Seen]:
         """Count a request, and raise what it fails with as one of our errors."""
+        if method not in ("GET", "HEAD"):
+            check_leave()
         with self.traffic.request(method) as seen:
             try:
                 yield seen

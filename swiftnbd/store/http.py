@@ -31,6 +31,7 @@ from swiftnbd.buffers import Body, pieces_of
 from swiftnbd.errors import CorruptObject, StoreError, StoreUnavailable
 from swiftnbd.log import SLOW
 from swiftnbd.metrics import Seen, StoreTraffic
+from swiftnbd.store.leave import check_leave
 from swiftnbd.store.login import TlsSettings
 from swiftnbd.store.proxies import Proxies, Proxy
 from swiftnbd.store.swift_answers import Answer
@@ -121,6 +122,8 @@ class Http:
             try:
                 proxy = await proxies.pick(tried)
                 tried.append(proxy)
+                if exchange.changes:
+                    check_leave()
                 answer = await self._ask(proxies, proxy, exchange)
             except aiohttp.ClientConnectorCertificateError as error:
                 raise StoreError(f"{what}: {error.certificate_error}") from None
@@ -226,11 +229,16 @@ class _Exchange:
     body_max: int
 
     @property
+    def changes(self) -> bool:
+        """Whether it changes something."""
+        return self.method not in ("GET", "HEAD")
+
+    @property
     def is_harmless(self) -> bool:
         """Whether it changes nothing if it is carried out later, after we went elsewhere."""
         if self.method == "PUT" and self.body is not None:
             return bool(self.options["expect100"]) and not self.body.is_begun
-        return self.method in ("GET", "HEAD")
+        return not self.changes
 
     async def carry_out(
         self, session: aiohttp.ClientSession, connect: float, proxy: Proxy, seen: Seen
@@ -314,6 +322,7 @@ class _Body(aiohttp.Payload):
         return bytes(self._data).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        check_leave()  # again: it may have taken the server long to ask for it
         self.is_begun = True
         for piece in pieces_of(self._data):
             view = memoryview(piece)

@@ -28,6 +28,7 @@ from typing import TypeVar
 
 from swiftnbd.errors import (
     CorruptObject,
+    LeaseOver,
     ObjectExists,
     StoreError,
     StoreUnavailable,
@@ -252,6 +253,8 @@ class Retrying(Store):
         except StoreUnavailable as error:
             circuit.failed(began, error)
             raise
+        except LeaseOver:
+            raise  # nobody was asked
         except SwiftnbdError:
             circuit.answered()
             raise

@@ -19,6 +19,7 @@ from swiftnbd.errors import (
     AccessRefused,
     ContainerMissing,
     CorruptObject,
+    LeaseOver,
     StoreError,
     StoreUnavailable,
 )
@@ -26,6 +27,7 @@ from swiftnbd.store.base import Store
 from swiftnbd.store.bucket import Bucket
 from swiftnbd.store.bucket_settings import BucketSettings
 from swiftnbd.store.bucket_store import BucketStore
+from swiftnbd.store.leave import asking
 from swiftnbd.store.open_bucket import containers, open_bucket
 from tests.store.contract import DATA, NAME, ODD_NAMES, BackDoor, StoreContract, etag_of
 from tests.store.plain_http import BucketBack
@@ -200,6 +202,27 @@ class TestBucketInMemory(BucketContract):
         assert [row.name for row in page] == ["n/2", "n/3"]
         assert store.place is not None
         assert await containers(bucket) == [store.place.container]
+
+    async def test_each_request_that_changes_something_is_asked_about(
+        self, store: Store, back: BackDoor
+    ) -> None:
+        def refuse() -> None:
+            raise LeaseOver("not ours any more")
+
+        await store.put(NAME, DATA)
+        with asking(refuse):
+            for change in (
+                store.put(NAME, b"late"),
+                store.delete(NAME),
+                store.renew(NAME, "late"),
+                store.set_metadata({"late": "yes"}),
+            ):
+                with pytest.raises(LeaseOver):
+                    await change
+            assert (await store.head(NAME)) is not None
+        assert await back.read(NAME) == DATA
+        assert await back.names() == [NAME]
+        assert await back.metadata() == {}
 
     async def test_damaged_bytes_are_found_out(
         self, store: Store, back: BackDoor, client: MemoryClient

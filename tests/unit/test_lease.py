@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from errno import ESHUTDOWN
 
 import pytest
+from aiohttp.abc import AbstractStreamWriter
 
 from swiftnbd.errors import ConfigError, ExportError, LockLost, StoreError
 from swiftnbd.export.export import Client, Export
@@ -14,7 +15,11 @@ from swiftnbd.export.lease import Keeper, Leased
 from swiftnbd.export.lock import Lock
 from swiftnbd.export.pace import Pace, Timing, quiet_seconds
 from swiftnbd.export.settings import CacheSettings
+from swiftnbd.store.http import _Body
 from swiftnbd.store.memory import MemoryStore
+from swiftnbd.store.open import Patience, open_swift
+from swiftnbd.store.swift_http import SwiftAccount
+from tests.store.fake_swift import FakeSwift, Reply, Seen
 from tests.support.disks import SIZE, Disk, a_disk, begin, turns
 from tests.support.faulty import Fault, Faulty, Gate, Script, failing
 
@@ -167,6 +172,68 @@ async def test_put_is_aborted_when_the_lease_ends() -> None:
     await turns(5)
     assert (await kept.memory.get("disk.part/00000000")) is None
     assert kept.user.told == ["suspend"]  # at once: an error of that kind is for nobody's ears
+
+
+@pytest.fixture
+async def swift() -> AsyncIterator[FakeSwift]:
+    swift = FakeSwift()
+    await swift.start()
+    yield swift
+    await swift.stop()
+
+
+@pytest.fixture
+async def leased(kept: Kept, swift: FakeSwift) -> AsyncIterator[Leased]:
+    """A container of that Swift under the lock that is ``kept``."""
+    account = SwiftAccount(swift)
+    yield Leased(open_swift(account, "c", Patience(deadline_seconds=3)), kept.keeper)
+    await account.close()
+
+
+@pytest.mark.expects_log(STOPPED)
+@pytest.mark.parametrize("asleep", ["before another try", "before its body is asked for"])
+async def test_put_is_not_sent_after_the_machine_slept(
+    kept: Kept, swift: FakeSwift, leased: Leased, monkeypatch: pytest.MonkeyPatch, asleep: str
+) -> None:
+    """Somebody else may have the disk by then, and no timer of the event loop has noticed."""
+
+    async def sleep_and_fail(seen: Seen) -> Reply | None:
+        kept.now += 600
+        return Reply(503)
+
+    async def sleep_and_write(self: _Body, writer: AbstractStreamWriter) -> None:
+        kept.now += 600
+        await write(self, writer)
+
+    write = _Body.write
+    if asleep == "before another try":
+        swift.handle = sleep_and_fail
+    else:
+        monkeypatch.setattr(_Body, "write", sleep_and_write)
+    with pytest.raises(StoreError, match="lease is over"):
+        await leased.put("disk.part/00000000", b"late")
+    assert swift.count("PUT") == int(asleep == "before another try")
+    assert swift.objects == {}
+    assert kept.user.told == ["suspend"]
+
+
+@pytest.mark.expects_log(STOPPED)
+async def test_delete_is_not_sent_again_after_the_machine_slept(
+    kept: Kept, swift: FakeSwift, leased: Leased
+) -> None:
+    """It is sent twice if nothing is there, which has to be proven."""
+
+    async def sleep(seen: Seen) -> Reply | None:
+        if seen.method == "HEAD" and not kept.now:
+            kept.now += 600
+            swift.objects["disk.part/00000000"] = b"theirs"
+        return None
+
+    swift.handle = sleep
+    with pytest.raises(StoreError, match="lease is over"):
+        await leased.delete("disk.part/00000000")
+    assert swift.objects == {"disk.part/00000000": b"theirs"}
+    assert kept.user.told == ["suspend"]
 
 
 async def test_put_goes_on_when_the_lease_is_renewed_meanwhile(kept: Kept) -> None:
