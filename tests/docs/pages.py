@@ -33,6 +33,11 @@ class Page:
     long: bool = False
 
 
+# without a network, and beside the tests' own environment instead of into it
+_MYDISKS = (
+    "pip install -q --no-index --no-deps --no-build-isolation --target there ./mydisks && "
+    "export PYTHONPATH=$PWD/there"
+)
 _LOGINS = """
 mkdir -p ~/.config/openstack /etc/swiftnbd
 cat > openrc.sh << END
@@ -122,7 +127,10 @@ PAGES = {
         not_run={} if sys.version_info[:2] == (3, 11) else {"nbdkit -": _NBDKIT},
     ),
     "docs/plugin-reference.md": Page(),
-    "docs/plugins.md": Page(),
+    "docs/plugins.md": Page(
+        not_run={"python3 -m venv": _INSTALLED, ".venv/bin/pip install": _INSTALLED},
+        replace={"pip install ./mydisks": _MYDISKS},
+    ),
     "docs/qemu.md": Page(
         before=_DEMO,
         not_run={"qemu-system-x86_64": "a guest without an end; tests/e2e/test_qemu.py and the VM "
