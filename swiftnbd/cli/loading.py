@@ -124,7 +124,7 @@ class Loader:
                 await self._until(lambda: not self._undecided)
         await self._until(lambda: bool(self.ready) or not self._undecided)
         if not self.ready:
-            raise SeveralFailed("no container is left to export", list(self._failures.values()))
+            raise SeveralFailed("nothing is left to export", list(self._failures.values()))
         for name in self._order:
             if name in self._undecided:
                 self._tell_late(name, "no answer yet")

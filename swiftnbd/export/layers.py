@@ -170,7 +170,7 @@ async def _wrapped(device: Device, filters: Sequence[FilterPlugin], opening: Ope
 async def called(work: Awaitable[T], what: str) -> T:
     """The result of a plugin's or filter's own code. Whatever it raises is a `SwiftnbdError`."""
     if not isawaitable(work):  # in spite of its type
-        raise ExportUnusable(f"{what} failed: what was called has to begin with async def")
+        raise ExportUnusable(f"{what} failed: it has to be an async def")
     try:
         return await work
     except SwiftnbdError:

@@ -129,7 +129,7 @@ PAGES = {
     "docs/plugin-reference.md": Page(),
     "docs/plugins.md": Page(
         not_run={"python3 -m venv": _INSTALLED, ".venv/bin/pip install": _INSTALLED},
-        replace={"pip install ./mydisks": _MYDISKS},
+        replace={"pip install -q ./mydisks": _MYDISKS},
     ),
     "docs/qemu.md": Page(
         before=_DEMO,

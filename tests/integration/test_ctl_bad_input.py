@@ -194,7 +194,7 @@ def test_server_whose_containers_all_fail_says_why_and_exits(folder: Path) -> No
     assert done.returncode == 4
     assert done.stderr.count("WARNING: odd: object-size 3 is not a multiple") == 1
     assert done.stderr.count("WARNING: none: the container does not exist; skipping") == 1
-    assert done.stderr.endswith("swiftnbd-server: no container is left to export\n")
+    assert done.stderr.endswith("swiftnbd-server: nothing is left to export\n")
     assert done.stderr.count("\n") == 3
 
 
@@ -203,10 +203,10 @@ def test_error_of_a_detached_start_is_in_its_log_too(folder: Path) -> None:
     flags = [*PLACE, "--secrets", "wrong", "--pid-file", "pid", "-l", "server.log"]
     done = run(folder, "swiftnbd-server", *flags)
     assert done.returncode == 4
-    assert done.stderr == "swiftnbd-server: no container is left to export\n"
+    assert done.stderr == "swiftnbd-server: nothing is left to export\n"
     log = (folder / "server.log").read_text()
     assert "WARNING: none: the container does not exist; skipping" in log
-    assert "ERROR: no container is left to export" in log
+    assert "ERROR: nothing is left to export" in log
 
 
 def test_disk_full_leaves_nothing_and_unlocks(folder: Path) -> None:

@@ -336,7 +336,7 @@ def test_server_with_a_wrong_password_ends_with_code_5(
     by_environment(user, cloud, "password")
     user.environ(OS_PASSWORD="wr0ng")
     assert run(server, "swiftnbd-server", ["-f", "-p", "0", "--pid-file", "p", "disk"]) == 5
-    assert "no container is left to export" in capsys.readouterr().err
+    assert "nothing is left to export" in capsys.readouterr().err
 
 
 # While serving

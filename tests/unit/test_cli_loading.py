@@ -93,7 +93,7 @@ async def test_one_that_is_back_and_cannot_be_served_is_skipped() -> None:
 async def test_if_none_can_be_reached_the_start_fails() -> None:
     away = await stores(Away, Away)
     exports = [Export(name, store) for name, store in zip("ab", away, strict=True)]
-    with pytest.raises(SeveralFailed, match="no container is left to export") as caught:
+    with pytest.raises(SeveralFailed, match="nothing is left to export") as caught:
         async with loaded(exports, late_seconds=0.01, retry_seconds=0.001):
             pass
     assert len(caught.value.causes) == 2

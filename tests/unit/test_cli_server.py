@@ -94,7 +94,7 @@ async def test_what_cannot_be_served_is_skipped_with_one_warning(
 )
 @pytest.mark.allows_log("skipping$|as soon as it can be reached$")
 async def test_none_left_is_an_error_whose_exit_code_says_why(names: list[str], code: int) -> None:
-    with pytest.raises(SeveralFailed, match="no container is left to export") as caught:
+    with pytest.raises(SeveralFailed, match="nothing is left to export") as caught:
         await load(*names)
     assert exit_code(caught.value) == code
 
