@@ -262,7 +262,7 @@ class Hasty(Plugin):
 
 
 async def test_open_without_async_is_told_of() -> None:
-    with pytest.raises(SwiftnbdError, match=r"opening it failed: .* it has to be an async def"):
+    with pytest.raises(SwiftnbdError, match="opening it failed: it has to be an async def"):
         await DeviceExport("disk", Hasty()).load()
 
 
