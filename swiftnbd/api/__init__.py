@@ -4,7 +4,7 @@ names are added to it, none is changed or taken away. docs/plugins.md is the way
 """
 
 from swiftnbd.api.client import Client
-from swiftnbd.api.device import EXTENTS_MAX, Device, Extent
+from swiftnbd.api.device import EXTENTS_MAX, Device, Extent, Pending
 from swiftnbd.api.filter import Filter
 from swiftnbd.api.parameters import (
     BOOLEAN,
@@ -56,6 +56,7 @@ __all__ = [
     "FilterPlugin",
     "Kind",
     "Opening",
+    "Pending",
     "Plugin",
     "Profile",
     "StoreUnavailable",

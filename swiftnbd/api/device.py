@@ -14,6 +14,10 @@ what of it had not happened then never will.
 `Device.read_now` and `Device.write_now` are the synchronous fast path of the connection's
 receive loop: no await, no task, no exception; they do what is at hand or decline, and the
 caller then awaits `Device.read` or `Device.write`.
+
+A device whose work is done by threads, or by another process, may have `Device.read_soon` and
+`Device.write_soon`, too: they take requests on without a coroutine and a task for each, which
+cost more than many a small request does.
 """
 
 from abc import ABC, abstractmethod
@@ -48,6 +52,29 @@ class Extent(NamedTuple):
     length: int
     hole: bool
     zero: bool
+
+
+class Pending(ABC):
+    """A request that a device has taken on, to be answered with `done`.
+
+    ``is_wanted`` may become False at any time, as a call may be cancelled: what has not happened by
+    then must not happen any more. It may be read in any thread.
+    """
+
+    __slots__ = ("is_wanted",)
+
+    def __init__(self) -> None:
+        self.is_wanted = True
+
+    @abstractmethod
+    def done(
+        self, pieces: Sequence[Buffer] | None = None, error: BaseException | None = None
+    ) -> None:
+        """Nothing of it will happen any more: it was done, for a read with these ``pieces``, as
+        `Device.read` returns them; or not, because of the ``error``; or it was not wanted.
+
+        To be called once, in any case, in the event loop's thread.
+        """
 
 
 class Device(ABC):
@@ -114,6 +141,17 @@ class Device(ABC):
 
         False: nothing happened, `write` is needed.
         """
+        return False
+
+    def read_soon(self, offset: int, length: int, pending: Pending) -> bool:
+        """Begin what `read` does, and call `Pending.done` with the outcome, but not from in here.
+
+        False: nothing happened, `read` is needed.
+        """
+        return False
+
+    def write_soon(self, offset: int, data: Buffer, pending: Pending) -> bool:
+        """Begin what `write` does without ``fua``, as `read_soon`."""
         return False
 
     @abstractmethod

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Final
 
-from swiftnbd.api.device import Device, Extent
+from swiftnbd.api.device import Device, Extent, Pending
 from swiftnbd.api.profile import Profile
 from swiftnbd.buffers import Buffer
 
 # What must not go past a filter that has its own way of reading, or of writing: those methods that
 # it does not have as well are a `Device`'s, which are always right, if slower.
-_WITH_READ: Final = ("read_now", "extents", "prefetch")
-_WITH_WRITE: Final = ("write_now", "zero", "trim")
+_WITH_READ: Final = ("read_now", "read_soon", "extents", "prefetch")
+_WITH_WRITE: Final = ("write_now", "write_soon", "zero", "trim")
 # Where a filter has nothing to do it is not called either: these are the inner device's own.
-_BOUND: Final = ("read_now", "write_now", "read", "write")
+_BOUND: Final = ("read_now", "write_now", "read_soon", "write_soon", "read", "write")
 _ATTRIBUTES: Final = tuple(each.name for each in fields(Profile))
 
 
@@ -24,10 +24,11 @@ class Filter(Device):
     What the device can do is taken over when the filter is made, but for what the filter's class
     says itself; what depends on the device is set after ``super().__init__(device)``.
 
-    A filter that overrides `read` and not `read_now`, `extents` or `prefetch` has those of a plain
-    `Device` (decline; all is data; nothing), for what the inner device would say there is not what
-    it reads. One that overrides `write` and not `write_now`, `zero` or `trim` likewise (decline;
-    writes zeros; nothing). So a filter can be slow by leaving something out, never wrong.
+    A filter that overrides `read` and not `read_now`, `read_soon`, `extents` or `prefetch` has
+    those of a plain `Device` (decline; decline; all is data; nothing), for what the inner device
+    would say there is not what it reads. One that overrides `write` and not `write_now`,
+    `write_soon`, `zero` or `trim` likewise (decline; decline; writes zeros; nothing). So a filter
+    can be slow by leaving something out, never wrong.
     """
 
     _own: ClassVar[frozenset[str]] = frozenset()  # attributes that classes of filters set
@@ -67,6 +68,12 @@ class Filter(Device):
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         return self.device.write_now(offset, data)
+
+    def read_soon(self, offset: int, length: int, pending: Pending) -> bool:
+        return self.device.read_soon(offset, length, pending)
+
+    def write_soon(self, offset: int, data: Buffer, pending: Pending) -> bool:
+        return self.device.write_soon(offset, data, pending)
 
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         return await self.device.read(offset, length)

@@ -15,6 +15,7 @@ from swiftnbd.api import (
     ExportError,
     Extent,
     Opening,
+    Pending,
     Plugin,
     other_keys,
     parameter,
@@ -141,8 +142,16 @@ class ScriptDevice(Device):
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
         return await self._crew.call(self._handle.enter, work, *arguments)
 
+    def read_soon(self, offset: int, length: int, pending: Pending) -> bool:
+        self._crew.put(self._handle.enter, pending, self._handle.read, length, offset)
+        return True
+
+    def write_soon(self, offset: int, data: Buffer, pending: Pending) -> bool:
+        self._crew.put(self._handle.enter, pending, self._handle.pwrite, data, offset)
+        return True
+
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
-        return (await self._call(self._handle.pread, length, offset),)
+        return await self._call(self._handle.read, length, offset)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         await self._call(self._handle.pwrite, data, offset, _flags(fua=fua))

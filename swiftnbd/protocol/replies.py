@@ -48,6 +48,11 @@ _U64: Final = struct.Struct(">Q")
 OFFSET_BYTES: Final = 8  # of a data chunk's payload, before the data
 HOLE_BYTES_MIN: Final = 512  # smaller ones go as data: "chunks ... multiple of 512 bytes"
 
+_OTHER_BYTES: Final = "the device gave other bytes than it was asked for"
+
+# Plain numbers: to look up a member of an enumeration takes as long as all the rest.
+_READ, _OFFSET_DATA, _DONE = int(Command.READ), int(ChunkType.OFFSET_DATA), int(ReplyFlag.DONE)
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -94,12 +99,15 @@ class StructuredReplies(Replies):
         self._is_hole = is_hole
 
     def done(self, request: Request) -> list[Bytes]:
-        if request.command == Command.READ:
+        if request.command == _READ:
             return [_chunk(request.cookie, ChunkType.NONE)]
         return [SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, request.cookie)]
 
     def content(self, request: Request, pieces: Sequence[Bytes]) -> list[Bytes]:
         end = request.offset + request.length
+        if len(pieces) == 1 and not self._is_worth_a_hole(pieces[0]):  # the usual case
+            assert len(pieces[0]) == request.length, _OTHER_BYTES
+            return [_data_header(request.cookie, request.offset, request.length, end), *pieces]
         if request.flags & CommandFlag.DF:  # "at most one content chunk"
             return [_data_header(request.cookie, request.offset, request.length, end), *pieces]
         reply: list[Bytes] = []
@@ -112,7 +120,7 @@ class StructuredReplies(Replies):
             else:
                 reply += [_data_header(request.cookie, position, length, end), *parts]
             position += length
-        assert position == end, "the device gave other bytes than it was asked for"
+        assert position == end, _OTHER_BYTES
         return reply
 
     def _is_worth_a_hole(self, piece: Bytes) -> bool:
@@ -145,14 +153,9 @@ def status_reply(
 
 def _data_header(cookie: int, offset: int, length: int, end: int) -> bytes:
     """What comes before the data of a chunk, the last one if it reaches the ``end``."""
-    flags = ReplyFlag.DONE if offset + length == end else 0
+    flags = _DONE if offset + length == end else 0
     return DATA_CHUNK.pack(
-        STRUCTURED_REPLY_MAGIC,
-        flags,
-        ChunkType.OFFSET_DATA,
-        cookie,
-        OFFSET_BYTES + length,
-        offset,
+        STRUCTURED_REPLY_MAGIC, flags, _OFFSET_DATA, cookie, OFFSET_BYTES + length, offset
     )
 
 

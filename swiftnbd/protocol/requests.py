@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from errno import EINVAL, ENOSPC, EOVERFLOW, EPERM
-from typing import Final
+from typing import Final, NamedTuple
 
 from swiftnbd.errors import ExportError
 from swiftnbd.protocol.constants import (
@@ -27,8 +27,7 @@ REQUEST: Final = struct.Struct(">IHHQQI")
 DRAIN_BYTES_MAX = 2 * PAYLOAD_BYTES_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request header. ``cookie`` is the client's, opaque, echoed, not unique."""
 
     command: int
@@ -59,6 +58,9 @@ _ANNOUNCED: Final = {
 CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
 # Out of range, these are "no space"; everything else is merely invalid.
 _GROWING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES})
+# Plain numbers: to look up a member of an enumeration takes as long as all the rest.
+_FLUSH, _BLOCK_STATUS = int(Command.FLUSH), int(Command.BLOCK_STATUS)
+_WITH_DATA: Final = (int(Command.READ), int(Command.WRITE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,9 @@ class ExportShape:
     """What of an export, and of what was agreed on it, decides whether a request is valid.
 
     ``contexts`` are the metadata contexts selected; ``block_size_min`` and ``block_size_max`` as
-    in `swiftnbd.protocol.options.ExportInfo`. ``commands`` follows from the rest: the commands
-    there are, and for each the flags it may carry.
+    in `swiftnbd.protocol.options.ExportInfo`. The others follow from these. ``structured``: whether
+    structured replies were negotiated, for just then SEND_DF is announced ("MUST"). ``commands``:
+    those that there are, and for each the flags it may carry.
     """
 
     size: int
@@ -75,19 +78,17 @@ class ExportShape:
     contexts: frozenset[str] = frozenset()
     block_size_min: int = 1
     block_size_max: int = PAYLOAD_BYTES_MAX
+    read_only: bool = field(init=False, repr=False)
+    structured: bool = field(init=False, repr=False)
     commands: Mapping[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "commands", dict(self._commands()))
-
-    @property
-    def read_only(self) -> bool:
-        return TransmissionFlag.READ_ONLY in self.flags
-
-    @property
-    def structured(self) -> bool:
-        """Whether structured replies were negotiated: just then SEND_DF is announced ("MUST")."""
-        return TransmissionFlag.SEND_DF in self.flags
+        for name, value in {
+            "read_only": TransmissionFlag.READ_ONLY in self.flags,
+            "structured": TransmissionFlag.SEND_DF in self.flags,
+            "commands": dict(self._commands()),
+        }.items():
+            object.__setattr__(self, name, value)
 
     def _commands(self) -> Iterator[tuple[int, int]]:
         for command, (announcement, flags) in _COMMANDS.items():
@@ -129,7 +130,7 @@ def check(request: Request, export: ExportShape) -> None:
         raise ExportError(
             EINVAL, f"flags {request.flags:#x} are not valid for command {request.command}"
         )
-    if request.command == Command.FLUSH:
+    if request.command == _FLUSH:
         return  # offset and length are reserved; a client that sets them means no harm
     _check_range(request, export)
 
@@ -141,9 +142,9 @@ def _check_range(request: Request, export: ExportShape) -> None:
             f"range {request.offset}+{request.length} is beyond the end ({export.size})",
             max(export.size, request.offset) if request.length else None,
         )
-    if request.command == Command.BLOCK_STATUS and not request.length:
+    if request.command == _BLOCK_STATUS and not request.length:
         raise ExportError(EINVAL, "the status of no bytes")
-    if request.command in (Command.READ, Command.WRITE) and request.length > export.block_size_max:
+    if request.command in _WITH_DATA and request.length > export.block_size_max:
         raise ExportError(
             EOVERFLOW if request.flags & CommandFlag.DF else EINVAL,
             f"{request.length} bytes are more than {export.block_size_max}",

@@ -11,82 +11,89 @@ time do not wait for each other.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final, TypeVar
+
+from swiftnbd.api.device import Pending
 
 SPREAD_SECONDS: Final = 0.001  # that calls may wait for one thread if there could be more
 REPORT_SECONDS: Final = 0.001  # that results may wait for others of the same go
 
 T = TypeVar("T")
+# A call: what the thread calls first, who is told the outcome, the work and its arguments
+_Call = tuple[Callable[[], None], Pending, Callable[..., Any], tuple[Any, ...]]
+# What it came to: the work's result, or what it raised
+_Outcome = tuple[Pending, Any, BaseException | None]
 
 
-class Call:
-    """``work(*arguments)``, in a thread; then ``done`` is called with this, in the event loop.
+class _Awaited(Pending):
+    """A call that a coroutine waits for."""
 
-    ``given_up``: it is not to happen any more, unless it has begun.
-    """
+    __slots__ = ("future",)
 
-    __slots__ = ("arguments", "done", "error", "given_up", "result", "work")
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        super().__init__()
+        self.future = future
 
-    def __init__(
-        self, done: Callable[["Call"], None], work: Callable[..., Any], *arguments: Any
-    ) -> None:
-        self.done, self.work, self.arguments = done, work, arguments
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.given_up = False
+    def done(self, result: Any = None, error: BaseException | None = None) -> None:
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
 
 
 class Crew:
-    """Up to ``count`` threads, made when they are needed. Calls begin in their order.
-
-    Each thread calls ``enter`` before the calls of a handle: see `put`.
-    """
+    """Up to ``count`` threads, made when they are needed. Calls begin in their order."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count, self._name = count, name
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Callable[[], None], Call] | None] = deque()
+        self._waiting: deque[_Call | None] = deque()
         self._idle: list[Any] = []  # locks that threads wait for
         self._threads: list[threading.Thread] = []
+        self._waking: asyncio.Handle | None = None
         self._spreading: asyncio.TimerHandle | None = None
 
-    def put(self, enter: Callable[[], None], calls: Sequence[Call]) -> None:
-        """Have them done. For the event loop's thread."""
-        self._waiting.extend([(enter, call) for call in calls])
-        self._wake()
-        if self._count > 1 and self._spreading is None and len(self._waiting) > 1:
-            self._spreading = self._loop.call_later(SPREAD_SECONDS, self._spread)
+    def put(
+        self, enter: Callable[[], None], pending: Pending, work: Callable[..., Any], *arguments: Any
+    ) -> None:
+        """Have a thread call ``enter`` and then ``work``. For the event loop's thread."""
+        self._waiting.append((enter, pending, work, arguments))
+        if self._waking is None:
+            self._waking = self._loop.call_soon(self._wake_for_all)
 
     async def call(self, enter: Callable[[], None], work: Callable[..., T], *arguments: Any) -> T:
         """The result. Who is cancelled waits until nothing of it can happen any more."""
         future: asyncio.Future[T] = self._loop.create_future()
-
-        def done(call: Call) -> None:
-            if call.error is None:
-                future.set_result(call.result)
-            else:
-                future.set_exception(call.error)
-
-        call = Call(done, work, *arguments)
-        self.put(enter, (call,))
+        pending = _Awaited(future)
+        self.put(enter, pending, work, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            call.given_up = True
+            pending.is_wanted = False
             await asyncio.wait([future])
             future.exception()  # seen: nobody is left to be told
             raise
 
     def stop(self) -> None:
         """End the threads when all is done that was put in before."""
+        if self._waking is not None:
+            self._waking.cancel()
+            self._wake_for_all()
         if self._spreading is not None:
             self._spreading.cancel()
         for _ in self._threads:
             self._waiting.append(None)
             self._wake()
+
+    def _wake_for_all(self) -> None:
+        """For all that was put in during this turn of the event loop."""
+        self._waking = None
+        self._wake()
+        if self._count > 1 and self._spreading is None and len(self._waiting) > 1:
+            self._spreading = self._loop.call_later(SPREAD_SECONDS, self._spread)
 
     def _wake(self) -> None:
         try:
@@ -109,11 +116,11 @@ class Crew:
     def _serve(self) -> None:
         lock = threading.Lock()
         lock.acquire()
-        finished: list[Call] = []
+        finished: list[_Outcome] = []
         began = perf_counter()
         while True:
             try:
-                job = self._waiting.popleft()
+                call = self._waiting.popleft()
             except IndexError:
                 self._report(finished)
                 finished = []
@@ -123,17 +130,11 @@ class Crew:
                 lock.acquire()
                 began = perf_counter()
                 continue
-            if job is None:
+            if call is None:
                 self._report(finished)
                 return
-            enter, call = job
-            enter()
-            try:
-                call.result = None if call.given_up else call.work(*call.arguments)
-            except BaseException as error:
-                call.error = error
-            finished.append(call)
-            del job, call
+            finished.append(_carried_out(call))
+            del call
             if perf_counter() - began > REPORT_SECONDS:
                 self._report(finished)
                 finished, began = [], perf_counter()
@@ -146,12 +147,25 @@ class Crew:
             return False
         return True
 
-    def _report(self, finished: list[Call]) -> None:
+    def _report(self, finished: list[_Outcome]) -> None:
         if finished:
             with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
                 self._loop.call_soon_threadsafe(_done, finished)
 
 
-def _done(finished: list[Call]) -> None:
-    for call in finished:
-        call.done(call)
+def _carried_out(call: _Call) -> _Outcome:
+    """What a call came to. What nobody wants any more does not happen."""
+    enter, pending, work, arguments = call
+    result, failure = None, None
+    try:
+        if pending.is_wanted:
+            enter()
+            result = work(*arguments)
+    except BaseException as error:
+        failure = error
+    return pending, result, failure
+
+
+def _done(finished: list[_Outcome]) -> None:
+    for pending, result, error in finished:
+        pending.done(result, error)

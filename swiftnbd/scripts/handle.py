@@ -3,7 +3,6 @@
 does around them. Called in the script's threads."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from errno import EINVAL, ENOTSUP
 from functools import partial
 from sys import getrefcount
@@ -45,7 +44,8 @@ class Handle:
         except BaseException:
             self.close()
             raise
-        self._pread = script.callback("pread")
+        self._is_first_version = script.api_version == 1
+        self._pread: Callable[..., Any] = script.callback("pread") or _no_pread
         self._pwrite = script.callback("pwrite")
 
     def enter(self) -> None:
@@ -129,28 +129,27 @@ class Handle:
 
     # Requests
 
-    def pread(self, length: int, offset: int) -> Buffer:
-        """So many bytes."""
-        script = self._script
+    def read(self, length: int, offset: int) -> tuple[Buffer]:
+        """So many bytes, in one piece, which never change afterwards."""
+        if self._is_first_version:
+            return (self._read_v1(length, offset),)
         here.error = 0
+        data = bytearray(length)
+        view = memoryview(data)
         try:
-            assert self._pread is not None
-            if script.api_version == 1:
-                return self._read_v1(self._pread(self._handle, length, offset), length)
-            data = bytearray(length)
-            view = memoryview(data)
             self._pread(self._handle, view, offset, 0)
-        except ExportError:
-            raise
         except BaseException as error:
-            raise script.raised("pread", error) from None
+            raise self._script.raised("pread", error) from None
         # A script that kept it, or a part of it, must not change what is being sent: views of parts
         # refer to the bytes, as do we and the call that counts.
-        with suppress(BufferError):
+        try:
             view.release()
-        return data if getrefcount(data) == 2 else bytes(data)
+        except BufferError:
+            return (bytes(data),)
+        return (data,) if getrefcount(data) == 2 else (bytes(data),)
 
-    def _read_v1(self, answer: Any, length: int) -> bytes:
+    def _read_v1(self, length: int, offset: int) -> bytes:
+        answer = self._script.call("pread", self._handle, length, offset)
         try:
             data = bytes(memoryview(answer).cast("B")[:length])
         except TypeError:
@@ -161,7 +160,10 @@ class Handle:
 
     def pwrite(self, data: Buffer, offset: int, flags: int = 0) -> None:
         """Write them."""
-        self._with_fua(flags, partial(self._write, data, offset))
+        if flags:
+            self._with_fua(flags, partial(self._write, data, offset))
+        else:
+            self._write(data, offset, 0)
 
     def _write(self, data: Buffer, offset: int, flags: int) -> None:
         here.error = 0
@@ -169,7 +171,7 @@ class Handle:
             raise self._script.failure("pwrite", "pwrite not implemented")
         view = memoryview(data).toreadonly()
         try:
-            if self._script.api_version == 1:
+            if self._is_first_version:
                 self._pwrite(self._handle, view, offset)
             else:
                 self._pwrite(self._handle, view, offset, flags)
@@ -239,7 +241,7 @@ class Handle:
         end = offset + length
         while offset < end:
             here_bytes = min(CHUNK_BYTES, end - offset)
-            self.pread(here_bytes, offset)
+            self.read(here_bytes, offset)
             offset += here_bytes
 
     def extents(self, length: int, offset: int, count: int) -> list[Extent]:
@@ -286,6 +288,10 @@ class Handle:
         if not found:
             raise self._script.failure("extents", "there is none at the start", EINVAL)
         return found
+
+
+def _no_pread(*_: object) -> None:
+    raise AssertionError("the script was checked to have it")
 
 
 def _is_tls(client: Client | None) -> bool:

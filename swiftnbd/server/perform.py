@@ -4,13 +4,14 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from errno import EIO
 from functools import partial
 from time import perf_counter
+from typing import Any
 
-from swiftnbd.api.device import EXTENTS_MAX, Device
+from swiftnbd.api.device import EXTENTS_MAX, Device, Pending
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.log import SLOW
 from swiftnbd.metrics import Counters
@@ -29,6 +30,9 @@ EXTENT_COST_BYTES = 128  # in memory, of one extent, generously
 EXTENTS_PER_TURN_MAX = 4096  # a few milliseconds, then others have a turn
 LOOKS_FOR_ONE_MAX = 8  # extents to look at where one is wanted: neighbours may be of one kind
 
+# Plain numbers: to look up a member of an enumeration takes as long as all the rest.
+_READ, _WRITE, _BLOCK_STATUS = map(int, (Command.READ, Command.WRITE, Command.BLOCK_STATUS))
+_NAMES = {int(each): each.name for each in Command}
 _HOLE, _ZERO = int(BlockState.HOLE), int(BlockState.ZERO)
 _FAILURES = {
     Error.EPERM: "the store refused it",
@@ -41,10 +45,11 @@ log = logging.getLogger(__name__)
 
 
 class AtWork:
-    """The requests of one connection that are at work on its device, each as a task.
+    """The requests of one connection that are at work on its device.
 
-    ``unbegun`` are those that the device has not been given yet. ``worked`` is called whenever
-    one is done, its reply queued and its bytes of the ``share`` on their way back.
+    Each is a task, or a `Pending` that the device has taken on. ``unbegun`` are those that the
+    device has not been given yet. ``worked`` is called whenever one is done, its reply queued and
+    its bytes of the ``share`` on their way back.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class AtWork:
     ) -> None:
         self.unbegun: deque[Request] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pending: set[_Pending] = set()
+        self._none_pending: asyncio.Future[None] | None = None  # somebody waits for that
         self._device = device
         self._replies = replies
         self._outbox = outbox
@@ -70,7 +77,7 @@ class AtWork:
         self._context = copy_context()
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + len(self._pending)
 
     def would_overtake(self, offset: int, length: int) -> bool:
         """Whether a request on these bytes came before, and the device does not know it yet."""
@@ -82,17 +89,25 @@ class AtWork:
 
     def begin(self, request: Request, payload: Buffer) -> None:
         """Carry out a checked request that has taken its bytes."""
-        self.unbegun.append(request)
-        work = self._serve(request, payload)
-        task = asyncio.get_running_loop().create_task(work, context=self._context)
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._done, request))
+        if request.flags or not self._is_taken_on(request, payload):
+            self.unbegun.append(request)
+            work = self._serve(request, payload)
+            task = asyncio.get_running_loop().create_task(work, context=self._context)
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._done, request))
 
     async def cancel(self) -> None:
         """Return when nothing is at work any more, and nothing of it will ever happen."""
+        for pending in self._pending:
+            pending.is_wanted = False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._pending:
+            self._none_pending = asyncio.get_running_loop().create_future()
+            await self._none_pending
+
+    # As tasks
 
     def _done(self, request: Request, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -103,30 +118,111 @@ class AtWork:
     async def _serve(self, request: Request, payload: Buffer) -> None:
         begun = self.unbegun.popleft()
         assert begun is request, "tasks begin in the order in which they were made"
-        described = Described(request)
-        log.debug("%s: %s", self._peer, described)
+        self._log(logging.DEBUG, request, "%s")
         begin = perf_counter()
         try:
             reply = await perform(self._device, request, payload, self._replies, self._counters)
-        except (SwiftnbdError, OSError) as error:
-            number = wire_error(error.errno or EIO, request)
-            level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
-            log.log(level, "%s: %s failed: %s", self._peer, described, error)
-            self._failed(request)
-            reply = self._replies.failure(request, number, failure_text(request, number))
-        except Exception:
-            log.exception("%s: %s failed", self._peer, described)
-            self._failed(request)
-            reply = self._replies.failure(request, Error.EIO, failure_text(request, Error.EIO))
+        except Exception as error:
+            reply = self._failure(request, error)
+        self._answer(request, reply, begin)
+
+    # Without tasks
+
+    def _is_taken_on(self, request: Request, payload: Buffer) -> bool:
+        """Whether the device does it without, and has it now."""
+        offset, length = request.offset, request.length
+        if self.unbegun and self.would_overtake(offset, length):
+            return False
+        pending = _Pending(request, self)
+        if request.command == _READ:
+            is_taken = self._device.read_soon(offset, length, pending)
+        elif request.command == _WRITE:
+            is_taken = self._device.write_soon(offset, payload, pending)
+        else:
+            return False
+        if is_taken:
+            self._pending.add(pending)
+            self._log(logging.DEBUG, request, "%s")
+        return is_taken
+
+    def done_pending(
+        self, pending: "_Pending", pieces: Sequence[Buffer] | None, error: BaseException | None
+    ) -> None:
+        """The device has done one, or will not do it any more."""
+        self._pending.remove(pending)
+        request = pending.request
+        if pending.is_wanted:
+            reply = (
+                self._outcome(request, pieces) if error is None else self._failure(request, error)
+            )
+            self._answer(request, reply, pending.begin)
+        else:
+            self._share.give(request.length)
+        self._worked()
+        if self._none_pending is not None and not self._pending and not self._none_pending.done():
+            self._none_pending.set_result(None)
+
+    def _outcome(self, request: Request, pieces: Sequence[Buffer] | None) -> list[Buffer]:
+        """What a read or a write is answered that went well."""
+        if request.command == _WRITE:
+            self._counters.client_in += request.length
+            return self._replies.done(request)
+        try:
+            assert pieces is not None, "the device gave no bytes"
+            reply = self._replies.content(request, pieces)
+        except Exception as error:
+            return self._failure(request, error)
+        self._counters.client_out += request.length
+        return reply
+
+    # Answers
+
+    def _answer(self, request: Request, reply: list[Buffer], begin: float) -> None:
         self._outbox.add(reply, bytes_held(request))
-        name, seconds = Command(request.command).name, perf_counter() - begin
+        name, seconds = _NAMES[request.command], perf_counter() - begin
         self._counters.requests[name] += 1
         self._counters.took(name, seconds)
         if seconds >= self._counters.slow_seconds:
-            log.info("%s: slow: %s took %.2f s", self._peer, described, seconds, extra=SLOW)
+            self._log(logging.INFO, request, "slow: %s took %.2f s", seconds, extra=SLOW)
 
-    def _failed(self, request: Request) -> None:
-        self._counters.errors[Command(request.command).name] += 1
+    def _failure(self, request: Request, error: BaseException) -> list[Buffer]:
+        """What a request is answered that failed; the log has more than the client is told."""
+        self._counters.errors[_NAMES[request.command]] += 1
+        if isinstance(error, SwiftnbdError | OSError):
+            number = wire_error(error.errno or EIO, request)
+            level = logging.DEBUG if number is Error.ENOTSUP else logging.ERROR
+            self._log(level, request, "%s failed: %s", error)
+        else:
+            number = Error.EIO
+            self._log(logging.ERROR, request, "%s failed", exc_info=error)
+        return self._replies.failure(request, number, failure_text(request, number))
+
+    def _log(
+        self, level: int, request: Request, text: str, *arguments: object, **options: Any
+    ) -> None:
+        """Say something of a request, as of this client and export, from wherever we are called."""
+        if log.isEnabledFor(level):
+            say = partial(log.log, level, f"%s: {text}", self._peer, Described(request))
+            self._context.copy().run(
+                say, *arguments, **options
+            )  # a copy: it may be the current one
+
+
+class _Pending(Pending):
+    """A read or write that the device has taken on since ``begin``."""
+
+    __slots__ = ("_owner", "begin", "request")
+
+    def __init__(self, request: Request, owner: AtWork) -> None:
+        self.is_wanted = True
+        self.request = request
+        self.begin = perf_counter()
+        self._owner = owner
+
+    def done(
+        self, pieces: Sequence[Buffer] | None = None, error: BaseException | None = None
+    ) -> None:
+        self._owner.done_pending(self, pieces, error)
 
 
 async def perform(
@@ -172,9 +268,10 @@ async def perform(
 
 def bytes_held(request: Request) -> int:
     """How much memory a checked request takes while it is at work."""
-    if request.command in (Command.READ, Command.WRITE):
+    command = request.command
+    if command in (_READ, _WRITE):
         return request.length
-    if request.command == Command.BLOCK_STATUS:
+    if command == _BLOCK_STATUS:
         return EXTENT_COST_BYTES * _extents_max(request)
     return 0
 
