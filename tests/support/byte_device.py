@@ -163,8 +163,8 @@ async def transmitting(
             await peer.close()
             transmission.end()
             transmission.abort()
-            await soon(running)
             server.close()
             await server.wait_closed()
+            await soon(running)
     assert budget.left == budget.limit
     assert not transmission._at_work

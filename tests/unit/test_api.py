@@ -137,6 +137,7 @@ async def test_filter_without_methods_costs_nothing_and_passes_all_on() -> None:
     through = Through(Through(device))
     assert through.read_now == device.read_now
     assert through.write_now == device.write_now
+    assert (through.read_soon, through.write_soon) == (device.read_soon, device.write_soon)
     assert Profile.of(through) == Profile.of(device)
     await through.write(0, b"abc", fua=True)
     await through.zero(0, 10, no_hole=True, fast=True)
@@ -158,6 +159,9 @@ async def test_filter_that_reads_and_writes_otherwise_lets_nothing_go_past_it() 
     inverted = Inverted(device)
     assert inverted.read_now(0, 10) is None
     assert not inverted.write_now(0, b"x")
+    assert (type(inverted).read_soon, type(inverted).write_soon) == (
+        Device.read_soon, Device.write_soon
+    )  # fmt: skip
     await inverted.zero(0, 10)
     assert device.image()[:10] == b"\xff" * 10
     assert b"".join(await inverted.read(0, 10)) == bytes(10)

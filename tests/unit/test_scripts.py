@@ -212,6 +212,16 @@ async def test_calls_of_one_thread_happen_in_their_order(tmp_path: Path) -> None
     crew.stop()
 
 
+async def test_call_that_is_put_in_just_before_the_end_still_happens(tmp_path: Path) -> None:
+    before, crew, happened = threading.active_count(), Crew(4, "test"), list[int]()
+    calls = [asyncio.ensure_future(crew.call(lambda: None, happened.append, n)) for n in (1, 2)]
+    await asyncio.sleep(0)  # they are put in, and no thread has been woken
+    crew.stop()
+    await asyncio.gather(*calls)
+    assert happened == [1, 2]
+    await until(lambda: threading.active_count() == before)
+
+
 async def test_thread_survives_what_it_carries_out(tmp_path: Path) -> None:
     def fail(kind: Any) -> None:
         raise kind
