@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from swiftnbd.export.export import Export
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
 from swiftnbd.server import server as server_module
 from swiftnbd.server import sockets, transmission
 from swiftnbd.server.config import OnEnd, ServerConfig, TcpAddress
+from swiftnbd.server.supervision import Supervision
+from swiftnbd.store.base import Body
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import (
@@ -336,6 +339,36 @@ async def test_requests_that_wait_for_a_store_do_not_keep_the_server_from_ending
         gate.open()
         served.exports["disk"].device = None  # as the process would end here
         served.exports["disk"]._lock = None
+
+
+async def test_stop_takes_as_long_as_writing_back_goes_on(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One object or two are stored between two looks at what is left: that is several of them."""
+    looks, put = asyncio.Semaphore(0), store.put
+    unstored: property = vars(Supervision)["unstored"]
+
+    def look(supervision: Supervision) -> int:
+        looks.release()
+        return int(unstored.__get__(supervision))
+
+    async def put_after_a_look(name: str, data: Body, *, if_absent: bool = False) -> str:
+        if name.startswith("disk.part"):
+            await looks.acquire()
+        return await put(name, data, if_absent=if_absent)
+
+    monkeypatch.setattr(store, "put", put_after_a_look)
+    monkeypatch.setattr(server_module, "SHUTDOWN_SECONDS_MORE", 0.2)
+    monkeypatch.setattr(Export, "patience_seconds", 0)
+    async with serving(*exports_of(store)) as served:
+        async with await served.attached() as peer:
+            for index in range(9):
+                await peer.write(index * OBJECT, b"slow")
+            await peer.disconnect()
+        monkeypatch.setattr(Supervision, "unstored", property(look))
+        assert await soon(served.server.stop()) is True
+    assert [(store.part(index) or b"")[:4] for index in range(9)] == [b"slow"] * 9
+    assert store.holder == ""
 
 
 @pytest.mark.expects_log("shutdown was cut short")

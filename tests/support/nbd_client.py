@@ -166,7 +166,11 @@ class NbdClient:
         self.structured = False
         self._cookie = 0
         if client_flags is not None:
-            self.greet(client_flags)
+            try:
+                self.greet(client_flags)
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Self:
         return self

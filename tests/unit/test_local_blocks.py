@@ -27,7 +27,7 @@ from swiftnbd.store.login import LoginSettings
 from swiftnbd.store.memory import MemoryObject, MemoryStore
 from tests.store.contract import etag_of
 from tests.support.disks import SIZE, begin, caching, joined, name, turns
-from tests.support.faulty import Fault, Faulty, Script, failing, reply_lost
+from tests.support.faulty import Fault, Faulty, Gate, Script, failing, reply_lost
 from tests.support.log_watch import LogWatch
 
 OBJECTS = 8
@@ -301,16 +301,28 @@ async def test_change_with_an_unknown_end_leaves_nothing(
             assert await server.read(2) == (expected.data if expected else bytes(SIZE))
 
 
-async def test_fetch_that_a_change_overtakes_is_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_confirmed", [True, False])
+async def test_fetch_that_a_change_overtakes_is_not_kept(
+    tmp_path: Path, is_confirmed: bool
+) -> None:
+    """The old bytes are on their way already, and come when the new ones are stored."""
     async with world(tmp_path) as w:
         async with w.serving() as server:
-            gate = w.script.hold("get")
+            w.script.on("get", Fault(after=(gate := Gate())))
             read = begin(server.read(2))
             await gate.arrived.wait()
             await server.disk.write(2 * SIZE, content(2, 1))
-            await server.disk.flush()
+            if is_confirmed:
+                await server.disk.flush()
+            else:
+                w.script.on("put", reply_lost())
+                with pytest.raises(StoreError):
+                    await server.disk.flush()
             gate.open()
             assert await read == content(2, 1)
+            await server.written()
+            assert server._disk_cache is not None
+            assert (2 in server._disk_cache) is is_confirmed
         async with w.serving() as server:
             assert await server.read(2) == content(2, 1)
 
