@@ -74,6 +74,14 @@ def name_is_used_again(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant
+def slow_claim_is_released_whoever_may_have_read_back_the_same_epoch(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    forget_quickly(patch)
+    patch.setattr(lock_module, "SEEN_SHARE", 1000.0)
+
+
+@mutant
 def lease_that_was_over_goes_on_without_a_look(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lock, "_check_not_superseded", nothing)
 

@@ -107,6 +107,12 @@ def redirtied_block_becomes_clean(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant
+def blocks_are_clean_after_an_upload_that_failed(patch: pytest.MonkeyPatch) -> None:
+    end_upload = Block.end_upload
+    patch.setattr(Block, "end_upload", lambda self, *, done: end_upload(self, done=True))
+
+
+@mutant
 def two_uploads_of_one_object_at_once(patch: pytest.MonkeyPatch) -> None:
     async def stored(self: WriteBack, dirty: DirtyObject, generation: int) -> None:
         while dirty.stored < generation:
@@ -397,6 +403,11 @@ def neighbours_join_a_fetch_that_was_sent(patch: pytest.MonkeyPatch) -> None:
         return first * size, (first + len(fetch.blocks)) * size
 
     patch.setattr(Fetcher, "_sent", span)
+
+
+@mutant
+def neighbours_before_a_fetch_join_it_behind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_Fetch, "take", lambda self, run: self.blocks.extend(run))
 
 
 @mutant
