@@ -165,6 +165,7 @@ async def _delete_container(store: Store, name: str, retry_seconds: float) -> No
     for attempt in range(TRIES_MAX):
         if attempt:
             await asyncio.sleep(retry_seconds * 2 ** (attempt - 1))
+            await _check_still_deleted(store, name)
             await _delete_objects(store, "", _ignore)
         with suppress(ContainerNotEmpty):
             await store.delete_container()
@@ -172,6 +173,13 @@ async def _delete_container(store: Store, name: str, retry_seconds: float) -> No
     raise SwiftnbdError(
         f"{name} is emptied, but the store still lists objects in it: try again in a minute"
     )
+
+
+async def _check_still_deleted(store: Store, name: str) -> None:
+    """What is listed is what we have deleted, unless somebody has a use for the container again."""
+    info = await store.info()
+    if info is not None and not is_deleted(info.metadata):
+        raise SwiftnbdError(f"{name} was emptied, and is set up anew since: it is left alone")
 
 
 def _ignore(_amount: int) -> None:

@@ -25,8 +25,8 @@ from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
 
 
-async def set_up(store: Store, objects: int) -> None:
-    request = SetupRequest(Geometry(30_000, OBJECT_SIZE))
+async def set_up(store: Store, objects: int, *, force: bool = False) -> None:
+    request = SetupRequest(Geometry(30_000, OBJECT_SIZE), force=force)
     await setup(store, name=NAME, request=request, tell=Told())
     for index in range(objects):
         await store.put(object_name(index), b"")
@@ -103,6 +103,21 @@ async def test_listing_that_never_catches_up_is_one_sentence(told: Told) -> None
     with pytest.raises(SwiftnbdError, match="disk is emptied, but the store still lists objects"):
         await delete(store, name=NAME, tell=told, retry_seconds=0)
     assert "client" not in await metadata(store)
+
+
+async def test_disk_that_is_set_up_while_the_listing_lags_behind_is_left_alone(told: Told) -> None:
+    class SetUpAgain(Lagging):
+        async def delete_container(self) -> bool:
+            if self.attempts == 3:
+                await set_up(self, 2, force=True)
+            return await super().delete_container()
+
+    store = SetUpAgain(attempts=3)
+    await set_up(store, 5)
+    with pytest.raises(SwiftnbdError, match="disk was emptied, and is set up anew since"):
+        await delete(store, name=NAME, tell=told, retry_seconds=0)
+    assert await store.head(object_name(0))
+    assert await store.head(object_name(1))
 
 
 async def test_epoch_lives_until_all_others_are_gone(told: Told) -> None:
