@@ -75,6 +75,10 @@ def on_containers(
     async def work() -> T:
         from swiftnbd.cli.stores import Stores
 
+        if seconds is not None:  # it moves many objects
+            from swiftnbd.cli.heap import keep_free_memory
+
+            keep_free_memory()
         async with Stores(auth, seconds=seconds or STORE_SECONDS_MAX) as stores:
             return await action([stores.open(export) for export in exports])
 

@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from hashlib import md5
 
 from swiftnbd.cli.common import objects_in_flight
 from swiftnbd.cli.image import Image
@@ -19,6 +18,7 @@ from swiftnbd.errors import CorruptObject
 from swiftnbd.export.layout import DiskInfo, object_name
 from swiftnbd.export.presence import Presence, State
 from swiftnbd.store.base import Buffer, Store
+from swiftnbd.store.hashing import md5_of
 
 ABSENT_BYTES = 64 * 1024 * 1024  # of a hole, cleared at once
 # Downloads go in order: behind so many objects that differ, one after the other, nothing of an
@@ -106,7 +106,7 @@ class Download:
             return False
         data = await in_thread(partial(self._image.read, start, size))
         found = await self._store.head(object_name(index), newest=True)
-        if found is None or (found.size, found.etag) != (size, md5(data).hexdigest()):
+        if found is None or (found.size, found.etag) != (size, await md5_of(data)):
             self._misses += 1
             return False
         self._misses = 0

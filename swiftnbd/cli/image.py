@@ -67,7 +67,8 @@ class Image(ABC):
         """Write ``data``; where it is zeros and nothing else was there, leave holes."""
         view = memoryview(data)
         with self._failing("write"):
-            if self.may_hold(start, len(data)):
+            # Mostly there is no hole in it, which is quickly seen.
+            if _ZEROS not in data or self.may_hold(start, len(data)):
                 self._write_all(start, view)
                 return
             for first, end in data_runs(data):

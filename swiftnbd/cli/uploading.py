@@ -20,7 +20,6 @@ While it is under way a record says so (`swiftnbd.cli.unfinished`).
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import md5
 
 from swiftnbd.cli.common import IN_FLIGHT_MAX, objects_in_flight
 from swiftnbd.cli.parallel import for_each_of
@@ -32,6 +31,7 @@ from swiftnbd.export.presence import State
 from swiftnbd.export.slots import Slots
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Buffer, Listed, Store
+from swiftnbd.store.hashing import md5_of
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class Upload:
         """Whether the newest version of the object is ``data``, as a HEAD of it says."""
         if listed is None or listed.size != len(data):
             return False
-        etag = md5(data).hexdigest()
+        etag = await md5_of(data)
         if listed.etag not in ("", etag):
             return False
         found = await self._store.head(object_name(index), newest=True)
