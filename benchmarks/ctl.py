@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """swiftnbd-ctl upload, download and delete on a real Swift, against the raw rate of that Swift.
 
-Each pair has a fresh container for each side. Twice the same run: by the wall clock, with starting
-Python, logging in, locking (a second for the settle delay) and unlocking; and what it was once it
-had the lock, which is what counts for large disks.
+Each pair has a fresh container for each side. Three views of the same run: by the wall clock, with
+starting Python, logging in, locking (a second for the settle delay) and unlocking; what it was once
+it had the lock, which is what counts for large disks; and that against a plain client that computes
+the MD5 of each object as well. The processor time is that of the whole command.
 """
 
 import json
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.options import KIB, MIB, Options
 from benchmarks.processes import run, timed
-from benchmarks.results import Comparison, Results, in_pairs
+from benchmarks.results import Comparison, Figure, Results
 from benchmarks.swift import Swift, real_swift
 
 PART = "ctl"
@@ -27,13 +29,48 @@ class _Rows:
 
     wall: Comparison
     transfer: Comparison
+    checked: Comparison
+    cpu: Figure
 
     @classmethod
     def of(cls, results: Results, what: str, unit: str, peer: str) -> "_Rows":
         return cls(
             results.comparison(PART, f"{what}, wall clock", unit, peer),
             results.comparison(PART, f"{what}, holding the lock", unit, peer),
+            results.comparison(PART, f"{what}, holding the lock", unit, f"{peer} and MD5"),
+            results.figure(PART, f"{what}, processor time", "s"),
         )
+
+    @property
+    def last(self) -> str:
+        """The latest ratios, by the wall clock and of the transfer alone."""
+        return f"{self.wall.ratios[-1]:.2f}, holding the lock {self.transfer.ratios[-1]:.2f}"
+
+
+@dataclass
+class _Peer:
+    """The plain client; it reads what it put first."""
+
+    swift: Swift
+    data: bytes
+    object_size: int
+    container: str = ""
+
+    def put(self, *, checked: bool = False) -> float:
+        name = self.swift.new_name()
+        self.container = self.container or name
+        self.swift.raw.create(name)
+        return self.swift.raw.put_all(name, self.data, self.object_size, checked=checked)
+
+    def put_checked(self) -> float:
+        return self.put(checked=True)
+
+    def get(self, *, checked: bool = False) -> float:
+        count = len(self.data) // self.object_size
+        return self.swift.raw.get_all(self.container, count, self.object_size, checked=checked)
+
+    def get_checked(self) -> float:
+        return self.get(checked=True)
 
 
 def measure(options: Options, results: Results, workdir: Path) -> None:
@@ -56,23 +93,13 @@ def _measure_copies(
     out = _Rows.of(results, f"download, {size}", "MB/s", "raw GET")
     back = image.with_name("ctl.back")
     for _ in range(options.copy_pairs):
-        disk, raw_container = swift.set_up(len(data), object_size), swift.new_name()
-        swift.raw.create(raw_container)
-        _pair(
-            into,
-            len(data) / 1e6,
-            swift.ctl(disk, "upload", "-q", "--json", str(image), disk),
-            lambda: swift.raw.put_all(raw_container, data, object_size),  # noqa: B023
-            options,
-        )
+        disk, peer = swift.set_up(len(data), object_size), _Peer(swift, data, object_size)
+        upload = swift.ctl(disk, "upload", "-q", "--json", str(image), disk)
+        _measure_pair(into, len(data) / 1e6, upload, peer.put, peer.put_checked)
         back.unlink(missing_ok=True)
-        _pair(
-            out,
-            len(data) / 1e6,
-            swift.ctl(disk, "download", "-q", "--json", disk, str(back)),
-            lambda: swift.raw.get_all(raw_container, len(data) // object_size, object_size),  # noqa: B023
-            options,
-        )
+        download = swift.ctl(disk, "download", "-q", "--json", disk, str(back))
+        _measure_pair(out, len(data) / 1e6, download, peer.get, peer.get_checked)
+        options.say(f"{size}: upload {into.last}, download {out.last}")
         if back.read_bytes() != data:
             raise RuntimeError(f"{disk} does not hold what was uploaded")
 
@@ -84,30 +111,40 @@ def _measure_delete(swift: Swift, options: Options, results: Results) -> None:
     swift.raw.create(raw_container)
     for container in (disk, raw_container):
         swift.raw.put_all(container, data, DELETE_OBJECT_SIZE)
-    command = swift.ctl(disk, "delete", "-q", "--yes", "--json", disk)
-    _pair(
+    delete = swift.ctl(disk, "delete", "-q", "--yes", "--json", disk)
+    _measure_pair(
         rows,
         options.ctl_objects,
-        command,
+        delete,
         lambda: swift.raw.delete_all(raw_container, options.ctl_objects),
-        options,
     )
+    options.say(f"delete {rows.last}")
 
 
-def _pair(
-    rows: _Rows, amount: float, command: list[str], raw: Callable[[], float], options: Options
+def _measure_pair(
+    rows: _Rows,
+    amount: float,
+    command: list[str],
+    plain: Callable[[], float],
+    checked: Callable[[], float] | None = None,
 ) -> None:
-    """Ours and the peer's, once each; ``raw`` gives seconds."""
-    transfer_seconds: list[float] = []
+    """Ours and the peers', once each; theirs give seconds."""
+    begin, cpu = time.perf_counter(), _cpu_seconds()
+    found = json.loads(run(command))
+    rows.wall.ours.append(amount / (time.perf_counter() - begin))
+    rows.cpu.values.append(_cpu_seconds() - cpu)
+    rows.transfer.ours.append(amount / found["transfer_seconds"])
+    rows.transfer.peer.append(amount / plain())
+    rows.wall.peer.append(rows.transfer.peer[-1])
+    if checked is not None:
+        rows.checked.ours.append(rows.transfer.ours[-1])
+        rows.checked.peer.append(amount / checked())
 
-    def ours() -> float:
-        begin = time.perf_counter()
-        transfer_seconds.append(json.loads(run(command))["transfer_seconds"])
-        return amount / (time.perf_counter() - begin)
 
-    in_pairs(rows.wall, 1, ours, lambda: amount / raw(), options.say)
-    rows.transfer.ours.append(amount / transfer_seconds[0])
-    rows.transfer.peer.append(rows.wall.peer[-1])
+def _cpu_seconds() -> float:
+    """Of all programs that were run and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _measure_start(swift: Swift, options: Options, results: Results) -> None:
