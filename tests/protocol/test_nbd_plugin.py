@@ -357,6 +357,82 @@ async def test_server_that_stays_away_is_an_error_in_the_end(
     await device.close()
 
 
+class Hanging(MemoryDevice):
+    """Reads at 0 and all flushes wait for ``go_on``, for ever unless it is set."""
+
+    def __init__(self) -> None:
+        super().__init__(MiB)
+        self.go_on = asyncio.Event()
+
+    def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        return None
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        if not offset:
+            await self.go_on.wait()
+        return await super().read(offset, length)
+
+    async def flush(self) -> None:
+        await self.go_on.wait()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_read_that_is_never_answered_fails_and_others_go_on(expects_log: Announce) -> None:
+    expects_log("the connection is lost: no answer in 0.3 s")
+    inner = Hanging()
+    async with proxied(inner, timeout=0.3, connections=1, retry=5) as device:
+        hangs = asyncio.create_task(read(device, 0, 512))
+        while not hangs.done():  # others that are answered do not put it off
+            with suppress(ExportError):
+                assert await soon(read(device, 4096, 512)) == bytes(512)
+            await asyncio.sleep(0.01)
+        with pytest.raises(ExportError, match=r"no answer in 0\.3 s") as caught:
+            await hangs
+        assert caught.value.errno == EIO
+        assert not device.is_spent
+        inner.go_on.set()
+        assert await read(device, 0, 512) == bytes(512)  # on a new connection
+
+
+@pytest.mark.usefixtures("quick")
+async def test_flush_that_is_never_answered_fails_and_the_disk_is_spent(
+    expects_log: Announce,
+) -> None:
+    expects_log("the connection is lost: no answer in 0.2 s")
+    inner = Hanging()
+    async with serving(export_of(inner)) as served:
+        device = await opened(served, timeout=0.2, connections=1, retry=5)
+        await device.write(0, b"kept?")
+        with pytest.raises(ExportError, match=r"no answer in 0\.2 s") as caught:
+            await soon(device.flush())
+        assert caught.value.errno == EIO
+        assert device.is_spent
+        with pytest.raises(ExportError, match="before all was flushed"):
+            await device.close()
+        await device.close()
+        inner.go_on.set()
+
+
+async def test_idle_connection_is_not_overdue() -> None:
+    inner = Hanging()
+    async with proxied(inner, timeout=0.1, connections=1) as device:
+        for _ in range(3):
+            await read(device, 4096, 512)
+            await asyncio.sleep(0.15)  # no more can be seen than that nothing is lost
+        inner.go_on.set()
+
+
+async def test_handshake_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HANDSHAKE_SECONDS_MAX", 0.2)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with server_that(silent) as uri:
+        with pytest.raises(StoreUnavailable, match="no answer"):
+            await soon(Nbd(uri=uri, retry=0).open(Opening("nbd")))
+
+
 class Forgetful(MemoryDevice):
     """Of a server that is killed, and comes back with what it has flushed and nothing else."""
 

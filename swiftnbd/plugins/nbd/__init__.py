@@ -2,7 +2,7 @@
 """``swiftnbd-server nbd nbd://host/export``"""
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from swiftnbd.api import (
     BOOLEAN,
     PATH,
+    SECONDS,
     TEXT,
     ConfigError,
     Device,
@@ -26,6 +27,7 @@ from swiftnbd.plugins.nbd.remote import Remote
 PORT_DEFAULT: Final = 10809
 CONNECTIONS_DEFAULT: Final = 4
 RETRIES_DEFAULT: Final = 5
+TIMEOUT_SECONDS_DEFAULT: Final = 120.0  # twice what a server of ours tries its store for
 
 _UNIX: Final = ("nbd+unix", "nbds+unix")
 _SCHEMES: Final = ("nbd", "nbds", *_UNIX)
@@ -48,6 +50,10 @@ class Nbd(Plugin):
     retry: int = parameter(
         integer(0, 1_000_000), "How often to try again to connect, once a second.",
         default=RETRIES_DEFAULT,
+    )  # fmt: skip
+    timeout: float = parameter(
+        SECONDS, "How long a request may go without an answer; 0: for ever.",
+        default=TIMEOUT_SECONDS_DEFAULT,
     )  # fmt: skip
     connections: int = parameter(
         integer(1, 16), "How many connections, where the server has multi-conn.",
@@ -84,14 +90,12 @@ class Nbd(Plugin):
         if tls is None:  # as nbdkit has it
             tls = TlsMode.OFF if self.tls_certificates is None else TlsMode.ON
         shown = f"nbd server {path or f'{host}:{port}'}"
-        return Server(host, port, path, export, tls, None, shown)
+        return Server(host, port, path, export, tls, None, shown, self.timeout)
 
     async def open(self, opening: Opening) -> Device:
         where = self._server()
         context = None if where.tls is TlsMode.OFF else self._context(where)
-        server = Server(
-            where.host, where.port, where.path, where.export, where.tls, context, where.shown
-        )
+        server = replace(where, context=context)
         remote = await Remote.open(server, self.connections, self.retry)
         return NbdDevice(remote, read_only=opening.read_only)
 

@@ -53,7 +53,8 @@ class TlsMode(Enum):
 
 @dataclass(frozen=True)
 class Server:
-    """Where an export is. ``path`` is that of a Unix socket. ``shown`` is for people."""
+    """Where an export is. ``path`` is that of a Unix socket. ``shown`` is for people. ``timeout``
+    seconds may pass without an answer to the request that has waited longest; 0: any time."""
 
     host: str
     port: int | str
@@ -62,10 +63,15 @@ class Server:
     tls: TlsMode
     context: ssl.SSLContext | None
     shown: str
+    timeout: float
 
 
 class Lost(Exception):
     """The connection is no more."""
+
+
+class Overdue(Lost):
+    """It is no more because the server did not answer. Another try would take as long again."""
 
 
 class Connection:
@@ -77,6 +83,8 @@ class Connection:
         self._answers: dict[int, tuple[wire.Answer, asyncio.Future[wire.Answer]]] = {}
         self._structured = False
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0  # when the request that has waited longest came to be that
         self.context: int | None = None  # the id of base:allocation, where there is one
         self.lost: Exception | None = None
         self.on_lost: Callable[[Exception], None] = lambda error: None
@@ -206,9 +214,26 @@ class Connection:
         if data:
             self._writer.write(data)
         answer = wire.Answer(request, structured=self._structured, context=self.context)
-        future: asyncio.Future[wire.Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[wire.Answer] = loop.create_future()
+        if not self._answers:
+            self._since = loop.time()
         self._answers[self._cookie] = answer, future
+        if self._timer is None and self._server.timeout:
+            self._timer = loop.call_later(self._server.timeout, self._watch)
         return future
+
+    def _watch(self) -> None:
+        """End it if the server does not answer; look again later if it does."""
+        self._timer = None
+        if not self._answers:
+            return
+        loop, timeout = asyncio.get_running_loop(), self._server.timeout
+        left = self._since + timeout - loop.time()
+        if left > 0:
+            self._timer = loop.call_later(left, self._watch)
+        else:
+            self.abort(Overdue(f"no answer in {timeout:g} s"))
 
     async def _receive(self) -> None:
         """Take replies until the connection ends."""
@@ -243,6 +268,8 @@ class Connection:
         else:
             if not future.done():  # whoever asked may have gone
                 future.set_result(answer)
+        if header.cookie == next(iter(self._answers)):
+            self._since = asyncio.get_running_loop().time()
         del self._answers[header.cookie]
 
     # The end
@@ -252,12 +279,14 @@ class Connection:
         if self.lost is not None:
             return
         self.lost = error
+        if self._timer is not None:
+            self._timer.cancel()
         self._writer.transport.abort()
         self.on_lost(error)
         answers, self._answers = self._answers, {}
         for _, future in answers.values():
             if not future.done():
-                future.set_exception(Lost(reason(error)))
+                future.set_exception(error if isinstance(error, Lost) else Lost(reason(error)))
                 future.exception()  # seen, if nobody waits for it any more
 
     async def close(self) -> None:

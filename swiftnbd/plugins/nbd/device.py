@@ -15,7 +15,7 @@ from errno import EIO
 from typing import Final
 
 from swiftnbd.api import EXTENTS_MAX, Buffer, Device, ExportError, Extent, holes
-from swiftnbd.plugins.nbd.connection import Connection, Lost
+from swiftnbd.plugins.nbd.connection import Connection, Lost, Overdue
 from swiftnbd.plugins.nbd.remote import Remote
 from swiftnbd.protocol.client import Answer
 from swiftnbd.protocol.constants import BlockState, Command, CommandFlag, TransmissionFlag
@@ -83,8 +83,12 @@ class NbdDevice(Device):
     async def _look(self, command: Command, offset: int, length: int, flags: int = 0) -> Answer:
         for _ in range(self._retries):
             connection = await self._ready()
-            with suppress(Lost):
+            try:
                 return await connection.send(command, offset, length, flags)
+            except Overdue as error:
+                raise self._failure(error) from None
+            except Lost:
+                continue
         connection = await self._ready()
         try:
             return await connection.send(command, offset, length, flags)
