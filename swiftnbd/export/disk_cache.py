@@ -186,7 +186,8 @@ class DiskCache:
     def put(self, index: int, data: Buffer, etag: str) -> None:
         """Keep a block, if there is time: what is durable with this ETag, and will not change.
 
-        ``data`` itself must not change either, until it is written. It replaces what was kept.
+        ``data`` itself must not change either, until it is written. It replaces what was kept. A
+        view is copied.
         """
         self.drop(index)
         fits = len(etag) <= ETAG_BYTES_MAX and etag.isascii()
@@ -197,7 +198,9 @@ class DiskCache:
             return
         self._writing[index] = slot
         self._queued_bytes += len(data)
-        write = self._writer.run(self._file.write, slot, index, etag, data)
+        # a view would keep in memory all that it is a part of: a thousand times as much, perhaps
+        own = bytes(data) if isinstance(data, memoryview) else data
+        write = self._writer.run(self._file.write, slot, index, etag, own)
         self._writes.add(write)
         write.add_done_callback(partial(self._written, index, slot, len(data)))
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from swiftnbd.buffers import Body, Buffer, in_one
+from swiftnbd.buffers import Body, Buffer, pieces_of
 from swiftnbd.export.disk_cache import Cached, DiskCache
 
 
@@ -83,7 +83,11 @@ class LocalBlocks:
 
         The others are not worth their place: they were not here, nor were they asked for.
         """
-        self._keep(index, 0, in_one(data), etag, blocks)
+        wanted, start = set(blocks), 0
+        for piece in pieces_of(data):  # of whole blocks each
+            here = self._blocks(index, start, start + len(piece))
+            self._keep(index, start, piece, etag, [block for block in here if block in wanted])
+            start += len(piece)
 
     def learn(self, index: int, etag: str | None) -> None:
         """The object's ETag is this, or it does not exist: what is here is proven, or goes."""
@@ -101,7 +105,7 @@ class LocalBlocks:
         size, view = self._size, memoryview(data)
         for block in blocks:
             at = (block - index * self._per_object) * size - start
-            self._cache.put(block, view[at : at + size], etag)
+            self._cache.put(block, data if len(data) == size else view[at : at + size], etag)
 
     def _all(self, index: int) -> range:
         return range(index * self._per_object, (index + 1) * self._per_object)

@@ -4,6 +4,7 @@
 import asyncio
 import os
 import stat
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from swiftnbd.buffers import Pieces
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export import disk_cache, slot_file
 from swiftnbd.export.disk_cache import QUEUE_BYTES_MAX, Cached, DiskCache
+from swiftnbd.export.local_blocks import LocalBlocks
 from tests.support.log_watch import LogWatch
 
 SIZE = 4096
@@ -385,6 +388,28 @@ async def test_slots_of_dropped_blocks_are_used_again(tmp_path: Path) -> None:
         assert len(cache) == 10
         for index in (*range(5, 10), *range(20, 25)):
             assert await cache.get(index) == found(index)
+
+
+async def test_part_that_waits_to_be_written_does_not_keep_the_whole_in_memory(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    """The queue is bounded by its blocks, and each may be of another object of 64 MiB."""
+    whole = b"".join(map(block, range(4)))
+    async with cache_in(tmp_path) as cache:
+        local = LocalBlocks(cache, SIZE, 4)
+        referred = sys.getrefcount(whole)
+        local.keep_changed(1, whole, "changed", [5])
+        local.keep_changed(2, Pieces([whole[:SIZE], memoryview(whole)[SIZE:]]), "pieces", [8, 11])
+        local.keep(3, 0, whole, "fetched")
+        assert cache._queued_bytes == 7 * SIZE
+        assert sys.getrefcount(whole) == referred
+        gate.set()
+        await written(cache)
+        assert await cache.get(5) == Cached(whole[SIZE : 2 * SIZE], "changed", True)
+        assert await cache.get(8) == Cached(whole[:SIZE], "pieces", True)
+        assert await cache.get(11) == Cached(whole[3 * SIZE :], "pieces", True)
+        assert await cache.get(14) == Cached(whole[2 * SIZE : 3 * SIZE], "fetched", True)
+        assert len(cache) == 7
 
 
 async def test_more_than_the_queue_holds_is_not_kept(tmp_path: Path, gate: threading.Event) -> None:
