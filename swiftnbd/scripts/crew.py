@@ -53,6 +53,7 @@ class Crew:
         self._waiting: deque[_Call | None] = deque()
         self._idle: list[Any] = []  # locks that threads wait for
         self._threads: list[threading.Thread] = []
+        self._put_in = 0  # calls, ever
         self._waking: asyncio.Handle | None = None
         self._spreading: asyncio.TimerHandle | None = None
 
@@ -61,6 +62,7 @@ class Crew:
     ) -> None:
         """Have a thread call ``enter`` and then ``work``. For the event loop's thread."""
         self._waiting.append((enter, pending, work, arguments))
+        self._put_in += 1
         if self._waking is None:
             self._waking = self._loop.call_soon(self._wake_for_all)
 
@@ -93,7 +95,7 @@ class Crew:
         self._waking = None
         self._wake()
         if self._count > 1 and self._spreading is None and len(self._waiting) > 1:
-            self._spreading = self._loop.call_later(SPREAD_SECONDS, self._spread)
+            self._spread_later()
 
     def _wake(self) -> None:
         try:
@@ -106,10 +108,18 @@ class Crew:
         else:
             lock.release()
 
-    def _spread(self) -> None:
+    def _spread_later(self) -> None:
+        self._spreading = self._loop.call_later(SPREAD_SECONDS, self._spread, self._put_in)
+
+    def _spread(self, put_in: int) -> None:
+        """Wake others, if any of so many calls still waits; those that came later may wait longer."""
         self._spreading = None
-        for _ in range(len(self._waiting)):
-            self._wake()
+        waiting = len(self._waiting)
+        if self._put_in - waiting < put_in:
+            for _ in range(waiting):
+                self._wake()
+        elif waiting:
+            self._spread_later()
 
     # In the threads
 
