@@ -112,7 +112,7 @@ class Crew:
         self._spreading = self._loop.call_later(SPREAD_SECONDS, self._spread, self._put_in)
 
     def _spread(self, put_in: int) -> None:
-        """Wake others, if any of so many calls still waits; those that came later may wait longer."""
+        """Wake others, if any of so many calls still waits; later ones have more time."""
         self._spreading = None
         waiting = len(self._waiting)
         if self._put_in - waiting < put_in:
