@@ -22,6 +22,7 @@ from benchmarks import (
     filters,
     hostile,
     memory,
+    python_plugin,
     requests,
     stall,
     sweep,
@@ -34,6 +35,7 @@ from benchmarks.results import Missing, Results
 MEASURES = {
     cached.PART: cached.measure,
     filters.PART: filters.measure,
+    python_plugin.PART: python_plugin.measure,
     tls.PART: tls.measure,
     copying.PART: copying.measure,
     engine.PART: engine.measure,

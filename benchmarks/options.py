@@ -13,6 +13,7 @@ MIB = 1024 * KIB
 PARTS = (
     "cached",
     "filters",
+    "python",
     "tls",
     "copy",
     "engine",

@@ -154,9 +154,18 @@ def nbdkit_process(
     workdir: Path, size: int, *flags: str, told: Sequence[str] = ()
 ) -> Iterator[tuple[str, Process]]:
     """The same, and its process. ``told`` is what its filters are told."""
+    with nbdkit_serving(workdir, *flags, "memory", str(size), *told) as served:
+        yield served
+
+
+@contextmanager
+def nbdkit_serving(workdir: Path, *words: str) -> Iterator[tuple[str, Process]]:
+    """nbdkit, told these words; its URI, and its process."""
     port = _free_port()
-    command = [find("nbdkit"), "-f", "-i", "127.0.0.1", "-p", str(port), *flags]
-    with Process([*command, "memory", str(size), *told], workdir) as nbdkit:
+    # its Python takes the standard library of the first python3 in PATH, which has to be Debian's
+    path = f"PATH=/usr/bin:{os.environ.get('PATH', '')}"
+    command = ["/usr/bin/env", path, find("nbdkit"), "-f", "-i", "127.0.0.1", "-p", str(port)]
+    with Process([*command, *words], workdir) as nbdkit:
         nbdkit.wait_for(lambda: _answers(port))
         yield f"nbd://127.0.0.1:{port}", nbdkit
 
