@@ -5,13 +5,22 @@ A `Backend` gives the programs their arguments and reads containers behind their
 files, or plain HTTP requests that share no code with the Swift store.
 """
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+from swiftnbd.cli.ctl_setup import SetupRequest, setup
+from swiftnbd.export.layout import Geometry
+from swiftnbd.store.base import Store
+from swiftnbd.store.directory import DirectoryStore
+from swiftnbd.store.open import SwiftAccount, V1Auth, open_swift
 from tests.support.server_process import ctl
 
 PART = "disk.part/"
@@ -45,7 +54,10 @@ class Backend(ABC):
         """Write an object, behind the back of the programs."""
 
     def setup(self, container: str, objects: int, object_size: int) -> None:
-        """Make a container with ``swiftnbd-ctl setup``."""
+        """Make a container as ``swiftnbd-ctl setup`` does, which others run as a program.
+
+        The programs' start would be most of what it costs, in a hundred tests.
+        """
         self.announce(container)
         self.ctl("setup", container, str(objects), "--object-size", str(object_size))
 
@@ -87,6 +99,12 @@ class DirectoryBackend(Backend):
 
     def announce(self, container: str) -> None:
         pass
+
+    def setup(self, container: str, objects: int, object_size: int) -> None:
+        _run_setup(self._setup(container, Geometry(objects, object_size)))
+
+    async def _setup(self, container: str, geometry: Geometry) -> None:
+        await _set_up(DirectoryStore(self.root, container), container, geometry)
 
     def objects(self, container: str) -> dict[str, bytes]:
         top = self.root / container
@@ -132,6 +150,17 @@ class SwiftBackend(Backend):
             with self.secrets.open("a") as file:
                 file.write(section + "\n".join([*self.login, "\n"]))
 
+    def setup(self, container: str, objects: int, object_size: int) -> None:
+        self.announce(container)
+        _run_setup(self._setup(container, Geometry(objects, object_size)))
+
+    async def _setup(self, container: str, geometry: Geometry) -> None:
+        account = SwiftAccount(V1Auth(self.auth_url, self.user, self.key))
+        try:
+            await _set_up(open_swift(account, container), container, geometry)
+        finally:
+            await account.close()
+
     def objects(self, container: str) -> dict[str, bytes]:
         """By listing, and a GET of each name: a row whose object is gone is none."""
         listing, _ = self.request("GET", container, "?format=json&limit=10000")
@@ -172,6 +201,21 @@ class SwiftBackend(Backend):
         """One request to the storage URL: body and headers of a 2xx answer."""
         url = f"{self.url}/{quote(container)}{rest}"
         return _http(method, url, {"X-Auth-Token": self.token} | (headers or {}), data)
+
+
+async def _set_up(store: Store, container: str, geometry: Geometry) -> None:
+    try:
+        await setup(
+            store, name=container, request=SetupRequest(geometry), tell=lambda message: None
+        )
+    finally:
+        await store.close()
+
+
+def _run_setup(work: Coroutine[Any, Any, None]) -> None:
+    """Beside the caller's event loop, should there be one."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 def _http(

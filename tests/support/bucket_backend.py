@@ -6,7 +6,7 @@ import urllib.error
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.support.backends import SwiftBackend
+from tests.support.backends import Backend, SwiftBackend
 from tests.support.buckets import BUCKET, make_bucket
 from tests.support.swift_aio import KEY, USER, RealSwift
 from tests.support.swift_conf import S3_REGION
@@ -24,6 +24,9 @@ class BucketBackend(SwiftBackend):
         self.login = (f"access-key-id = {USER}", f"secret-access-key = {KEY}")
         self.place = f"s3://{BUCKET}/{PREFIX}?endpoint={swift.base_url}&region={S3_REGION}"
         self.arguments = ("-a", self.place, "--secrets", str(secrets))
+
+    def setup(self, container: str, objects: int, object_size: int) -> None:
+        Backend.setup(self, container, objects, object_size)
 
     def objects(self, container: str) -> dict[str, bytes]:
         folder = f"{PREFIX}/{container}/"
