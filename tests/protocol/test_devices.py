@@ -17,6 +17,7 @@ from swiftnbd.api import (
     Plugin,
     StoreUnavailable,
 )
+from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.device_export import DeviceExport
 from swiftnbd.export.export import Export
 from swiftnbd.export.status import ExportState
@@ -414,6 +415,44 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
+
+
+@dataclass
+class Refusing(FilterPlugin):
+    """Opens only when it may."""
+
+    may: bool = False
+
+    async def wrap(self, device: Device, opening: Opening) -> Device:
+        if not self.may:
+            raise ExportUnusable("the passphrase is wrong")
+        return Filter(device)
+
+
+class RefusingEach(Refusing):
+    per_connection = True
+
+
+@pytest.mark.parametrize("kind", [Refusing, RefusingEach])
+async def test_container_whose_filter_refuses_to_open_does_not_stay_locked(
+    kind: type[Refusing], expects_log: Announce
+) -> None:
+    expects_log("the passphrase is wrong")
+    filter_ = kind()
+    store, export = await kept([filter_])
+    async with serving(export) as served:
+        async with await served.greeted() as peer:
+            with pytest.raises(Refused):
+                await peer.go(b"disk")
+            await peer.abort()
+        await until(lambda: not export.attached)
+        assert not store.metadata.get("swiftnbd-client")
+        filter_.may = True
+        async with await served.attached(b"disk") as peer:
+            await peer.write(0, b"taken")
+            await peer.disconnect()
+        await served.idle()
+    assert not store.metadata.get("swiftnbd-client")
 
 
 async def test_failure_to_close_is_reported_at_the_end(expects_log: Announce) -> None:

@@ -13,7 +13,9 @@ class Xts:
     """A key of 32 or 64 bytes. Sectors are numbered; data is whole sectors, any number of them.
 
     The library makes one context for each sector, which takes four times as long as AES itself:
-    9 us, or 57 MB/s. It lets no other thread run meanwhile, so threads would gain nothing.
+    4 to 9 us. It lets no other thread run meanwhile, so threads would gain nothing. Tweaks of our
+    own over AES-ECB, with large ints for XOR, were 1.4 times as fast at 64 KiB and slower below
+    16 KiB, which is not worth a cipher mode of our own.
     """
 
     def __init__(self, key: bytes) -> None:
