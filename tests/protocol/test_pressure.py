@@ -327,9 +327,10 @@ async def test_client_that_stops_in_the_middle_is_cut_off_in_the_end(
             peer.send(*(request_bytes(nbd.READ, 0, MiB) for _ in range(100)))
         connection = only_connection(served)
         await until(lambda: connection.progress() is not None)
-        await asyncio.sleep(0.05)  # not synchronisation: let the kernel take what it takes
-        clock.look()
-        clock.look(STALLED_SECONDS_MAX)
+        while served.server._transmissions:  # the kernel takes some for as long as it takes
+            await asyncio.sleep(0.05)
+            clock.look()
+            clock.look(STALLED_SECONDS_MAX)
         await served.idle()
     await served.check_full_service()
 
