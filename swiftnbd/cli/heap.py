@@ -6,7 +6,6 @@ takes it again for the next large request: with payloads of 256 KiB that is a pa
 few KiB, which costs more than copying them.
 """
 
-import ctypes
 from typing import Final
 
 KEPT_BYTES: Final = 16 * 1024 * 1024  # a little more than one connection has at work at once
@@ -16,6 +15,10 @@ _MMAP_BYTES: Final = 32 * 1024 * 1024  # the most that glibc accepts: no request
 
 def keep_free_memory() -> None:
     """Let this process keep up to `KEPT_BYTES` of free memory for its next requests."""
+    try:
+        import ctypes  # which a Python that was built without libffi lacks
+    except ImportError:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none, and needs none
         mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
