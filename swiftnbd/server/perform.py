@@ -203,9 +203,8 @@ class AtWork:
         """Say something of a request, as of this client and export, from wherever we are called."""
         if log.isEnabledFor(level):
             say = partial(log.log, level, f"%s: {text}", self._peer, Described(request))
-            self._context.copy().run(
-                say, *arguments, **options
-            )  # a copy: it may be the current one
+            context = self._context.copy()  # it may be the current one, which cannot be entered
+            context.run(say, *arguments, **options)
 
 
 class _Pending(Pending):
