@@ -126,9 +126,9 @@ def test_command_may_end_in_order_when_told_to_stop(folder: Path) -> None:
     """It still finds the server: that ends only after it."""
     then = """
 import signal
-signal.signal(signal.SIGTERM, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print("ready", flush=True)
-signal.pause()
+signal.sigwait({signal.SIGTERM})
 client.write(0, b"last words")
 client.flush()
 client.disconnect()
