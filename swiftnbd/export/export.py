@@ -35,21 +35,19 @@ from swiftnbd.errors import (
     Locked,
     SwiftnbdError,
 )
-from swiftnbd.export.base import BaseExport, no_lock
+from swiftnbd.export.base import BaseExport
 from swiftnbd.export.disk import ObjectDevice, profile_of
 from swiftnbd.export.disk_cache import DiskCache
 from swiftnbd.export.handover import recall, remember
-from swiftnbd.export.holders import NOBODY, Sighting
+from swiftnbd.export.holding import Holding
 from swiftnbd.export.layers import Kept, Layers, called, close
 from swiftnbd.export.layout import DiskInfo, parse_metadata
-from swiftnbd.export.lease import Keeper, Leased
-from swiftnbd.export.lock import Lock
-from swiftnbd.export.marks import describe_holder, holder_host, mark_for
+from swiftnbd.export.lease import Leased
+from swiftnbd.export.marks import describe_holder
 from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
 from swiftnbd.export.status import CacheStatus, ExportFacts, ExportState, ExportStatus
 from swiftnbd.export.turns import Turns
-from swiftnbd.export.watch import Watch
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
 
@@ -83,18 +81,26 @@ class Export(BaseExport):
     _is_disk_usable: bool = field(init=False, default=True)  # until it fails or hangs
     _closing: asyncio.Task[None] | None = field(init=False, default=None)
     _client: Client | None = field(init=False, default=None)
-    _lock: Lock | None = field(init=False, default=None)
-    _keeper: Keeper | None = field(init=False, default=None)
-    _watch: Watch = field(init=False)
+    _holding: Holding = field(init=False)
     _connections: int = field(init=False, default=0)
     turns: Turns = field(init=False)
     _retry: asyncio.Task[None] | None = field(init=False, default=None)
     _is_retired: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._watch = Watch(self.store)
+        self._holding = self._new_holding()
         self._layers = Layers(self.filters)
         self.turns = Turns(self._is_idle)
+
+    def _new_holding(self) -> Holding:
+        return Holding(
+            self.name,
+            self.store,
+            self.pace,
+            takeover=self.takeover,
+            adopt=self._adopt,
+            user=self,
+        )
 
     async def load(self) -> None:
         """Read what the container says of its disk, and who holds it if we are to take over.
@@ -107,7 +113,7 @@ class Export(BaseExport):
         self._adopt(parse_metadata(container.metadata))
         await self._layers.start()
         if self.takeover and not self.read_only:
-            await self._watch.look()
+            await self._holding.look()
 
     async def look(self, name: str) -> Profile:
         opening = Opening(self.name, self.read_only)
@@ -132,24 +138,23 @@ class Export(BaseExport):
 
     @property
     def attached(self) -> bool:
-        return self.device is not None or self._lock is not None
+        return self.device is not None or self._holding.lock is not None
 
     @property
     def status(self) -> ExportStatus:
-        keeper, device = self._keeper, self.device
         return ExportStatus(
             state=self._state,
             connections=self._connections,
-            holder=self._lock.mark if self._lock else "",
-            lease_seconds=keeper.lease_seconds if keeper else None,
-            cache=device.cache_status if device else CacheStatus(),
+            holder=self._holding.mark,
+            lease_seconds=self._holding.lease_seconds,
+            cache=self.device.cache_status if self.device else CacheStatus(),
         )
 
     @property
     def _state(self) -> ExportState:
         if self.is_lost:
             return ExportState.LOST
-        if self._keeper is not None and self._keeper.is_suspended:
+        if self._holding.is_suspended:
             return ExportState.SUSPENDED
         if self._connections:
             return ExportState.ATTACHED
@@ -159,7 +164,7 @@ class Export(BaseExport):
 
     @property
     def is_lost(self) -> bool:
-        return self._keeper is not None and self._keeper.lost is not None
+        return self._holding.lost is not None
 
     async def attach(self, client: Client, name: str = "") -> Device:
         if self._client is not None and not self.read_only:
@@ -198,7 +203,7 @@ class Export(BaseExport):
             self._refuse(holder)
 
     def _refuse(self, holder: Client) -> NoReturn:
-        mark = self._lock.mark if self._lock else str(holder)
+        mark = self._holding.mark or str(holder)
         raise Locked(f"{self.name} is in use by {describe_holder(mark)}", mark)
 
     async def _take(self, client: Client) -> None:
@@ -212,11 +217,11 @@ class Export(BaseExport):
             await self.load()
         else:
             await self._let_go()
-            store = Leased(store, await self._acquire(client))
+            store = Leased(store, await self._holding.take(client))
         self.device = self._device(store, exclusive=not self.read_only)
-        if self._keeper is not None and self._keeper.is_suspended:
+        if self._holding.is_suspended:
             self.device.suspend()  # the lease was over before there was a device to tell
-        await recall(self.device, self._lock, self.name, self.outages.seconds)
+        await recall(self.device, self._holding.lock, self.name, self.outages.seconds)
         await self._open_disk_cache()
 
     def _device(self, store: Store, *, exclusive: bool) -> ObjectDevice:
@@ -239,7 +244,7 @@ class Export(BaseExport):
         directory = self.cache.disk_directory
         if self.device is None or directory is None or not self._is_disk_usable:
             return
-        geometry = self.info.geometry
+        geometry, lock = self.info.geometry, self._holding.lock
         try:
             self._disk_cache = await DiskCache.open(
                 directory,
@@ -248,7 +253,7 @@ class Export(BaseExport):
                 object_size=geometry.object_size,
                 block_size=self.cache.block_size(geometry),
                 limit_bytes=self.cache.disk_bytes,
-                binding=(self._lock.predecessor.binding or None) if self._lock else None,
+                binding=(lock.predecessor.binding or None) if lock else None,
             )
         except ExportUnusable as error:
             log.warning("%s: going on without the disk cache: %s", self.name, error)
@@ -266,55 +271,8 @@ class Export(BaseExport):
             self._is_disk_usable = not cache.failed
 
     def _check_not_lost(self) -> None:
-        if self._keeper is not None and self._keeper.lost is not None:
-            raise ExportError(
-                ESHUTDOWN, f"{self._keeper.lost}; to use it again, restart the server"
-            )
-
-    async def _acquire(self, client: Client) -> Keeper:
-        try:
-            await self._lock_for(client, NOBODY)
-        except Locked as locked:
-            over = await self._find_gone(locked)
-            await self._lock_for(client, over)
-            if over.holder:  # else it let go while we looked
-                log.warning("%s: taken over from %s", self.name, describe_holder(over.holder))
-        assert self._lock is not None
-        log.info("%s: locked by %s", self.name, self._lock.mark)
-        self._keeper = Keeper(self._lock, self)
-        self._keeper.start()
-        return self._keeper
-
-    async def _lock_for(self, client: Client, over: Sighting) -> None:
-        """Have the lock, with the container's metadata adopted. ``over`` may be superseded."""
-        lock = Lock(self.store, mark_for(holder_host(client.host), client.port), self.pace)
-        try:
-            info = await lock.acquire(over)
-        except (Locked, ExportUnusable, ContainerMissing):
-            raise
-        except BaseException:
-            if lock.marking:
-                self._lock = lock  # who knows
-            raise
-        self._lock = lock
-        try:
-            self._adopt(info)
-        except SwiftnbdError:
-            await self._unlock()
-            raise
-
-    async def _find_gone(self, locked: Locked) -> Sighting:
-        """Who may be superseded, being silent for long enough; ``locked`` if nobody may."""
-        left = await self._watch.look()
-        seen = self._watch.seen
-        if seen.client and not (self.takeover and seen.renews):
-            raise locked
-        if left > 0:
-            raise Locked(
-                f"{locked}; it is taken over if that is not heard of for {left:.0f} s more",
-                locked.holder,
-            )
-        return seen
+        if lost := self._holding.lost:
+            raise ExportError(ESHUTDOWN, f"{lost}; to use it again, restart the server")
 
     @property
     def facts(self) -> ExportFacts:
@@ -331,8 +289,7 @@ class Export(BaseExport):
 
     @property
     def check_lock(self) -> Callable[[], None]:
-        """Suspends the device if the lease is over and the timer that says so has not come yet."""
-        return no_lock if self._keeper is None else self._keeper.check
+        return self._holding.check
 
     # swiftnbd.export.lease.Suspendable
 
@@ -359,7 +316,7 @@ class Export(BaseExport):
         for each in fields(self):
             if each.init and each.name not in ("name", "counters"):
                 setattr(self, each.name, getattr(new, each.name))
-        self._watch, self._is_disk_usable = Watch(self.store), True
+        self._holding, self._is_disk_usable = self._new_holding(), True
         self._layers.become(self.filters)
 
     def retire(self) -> None:
@@ -400,8 +357,7 @@ class Export(BaseExport):
             await self._layers.stop()
 
     async def abandon(self) -> None:
-        if self._keeper is not None:
-            await self._keeper.stop()
+        await self._holding.abandon()
 
     async def _let_go(self) -> None:
         if self._top not in (None, self.device):
@@ -409,20 +365,11 @@ class Export(BaseExport):
         self._top = None
         if self.device is not None:
             await self.device.close()
-            await remember(self.device, self._lock, self.name, self.outages.seconds)
-            await self._close_disk_cache(self._lock.tenure.binding if self._lock else None)
+            lock = self._holding.lock
+            await remember(self.device, lock, self.name, self.outages.seconds)
+            await self._close_disk_cache(lock.tenure.binding if lock else None)
             self.device = None
-        if self._lock is not None:
-            await self._unlock()
-
-    async def _unlock(self) -> None:
-        assert self._lock is not None
-        if self._keeper is not None:
-            await self._keeper.stop()  # or it would undo the release
-            self._keeper = None
-        await self._lock.release()
-        log.info("%s: unlocked", self.name)
-        self._lock = None
+        await self._holding.release()
 
     def _retry_later(self) -> None:
         if self.attached:

@@ -178,8 +178,7 @@ def last_client_leaves_without_writing_back(patch: pytest.MonkeyPatch) -> None:
         if self.device is not None:
             await self.device._disk.tasks.close()
             self.device = None
-        if self._lock is not None:
-            await self._unlock()
+        await self._holding.release()
 
     patch.setattr(export.Export, "_let_go", let_go)
 

@@ -323,7 +323,7 @@ async def test_health_fails_only_when_a_restart_helps(monkeypatch: pytest.Monkey
     async with watched() as served, await served.attached() as peer:
         export = served.exports["disk"]
         assert (await ask(served, "/healthz")).body == b"ok\n"
-        keeper = export._keeper
+        keeper = export._holding.keeper
         assert keeper is not None
         keeper.is_suspended = True
         answer = await ask(served, "/healthz")

@@ -4,6 +4,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -259,7 +260,7 @@ async def test_lock_that_failed_halfway_does_not_shut_us_out(
     async with await served.greeted() as peer:
         with pytest.raises(Refused):
             await peer.go(b"disk")
-        store.metadata["swiftnbd-client"] = served.exports["disk"]._lock.mark  # type: ignore[union-attr]
+        store.metadata["swiftnbd-client"] = served.exports["disk"]._holding.mark
         store.heal()
         await peer.go(b"disk")
         await peer.write(0, b"mine")
@@ -353,7 +354,7 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
 ) -> None:
     monkeypatch.setattr(export_module, "KEPT_RETRY_SECONDS", 60)
     (export,) = exports_of(store)
-    export.pace = Pace(term_seconds=1.5)
+    export = replace(export, pace=Pace(term_seconds=1.5))
     async with serving(export, stops_whole=False) as served:
         store.fail("put disk.part")
         async with await served.attached() as peer:
@@ -375,15 +376,15 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
 async def test_cached_read_is_not_answered_after_the_lease(store: GatedStore) -> None:
     """The server stood still: its timers are late, and the request is there before them."""
     (export,) = exports_of(store)
-    export.pace = Pace(term_seconds=3)
+    export = replace(export, pace=Pace(term_seconds=3))
     async with serving(export) as served, await served.attached() as peer:
         await peer.write(0, b"cached")
         await peer.flush()
         renewing = store.gate("^info")
-        assert export._keeper is not None
-        export._keeper.lock.deadline = 0
+        assert export._holding.keeper is not None
+        export._holding.keeper.lock.deadline = 0
         peer.request(nbd.READ, 0, 6, cookie=7)
-        await until(lambda: export._keeper is not None and export._keeper.is_suspended)
+        await until(lambda: export._holding.is_suspended)
         await renewing.reached()
         assert not peer.reader._buffer  # type: ignore[attr-defined]
         renewing.open()

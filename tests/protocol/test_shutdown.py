@@ -318,7 +318,7 @@ async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
         assert await peer.closed_by_server()
         gate.open()
         served.exports["disk"].device = None  # as the process would end here
-        served.exports["disk"]._lock = None
+        served.exports["disk"]._holding.lock = None
 
 
 @pytest.mark.expects_log("shutdown was cut short")
@@ -338,7 +338,7 @@ async def test_requests_that_wait_for_a_store_do_not_keep_the_server_from_ending
         assert await peer.closed_by_server()
         gate.open()
         served.exports["disk"].device = None  # as the process would end here
-        served.exports["disk"]._lock = None
+        served.exports["disk"]._holding.lock = None
 
 
 async def test_stop_takes_as_long_as_writing_back_goes_on(
@@ -387,7 +387,7 @@ async def test_shutdown_that_is_cut_short_while_locking_reports_the_lock(
         server._on_signal()
         assert await asyncio.wait_for(stopping, 5) is False
         assert store.holder
-        served.exports["disk"]._lock = None
+        served.exports["disk"]._holding.lock = None
 
 
 @pytest.mark.expects_log("disk: kept locked, trying again")
