@@ -8,10 +8,10 @@
                             OPTIONS --STARTTLS--> DONE (TLS, then `Handshake.over_tls`)
 
 `Handshake.feed` takes bytes however they are cut; `Handshake.next_event` gives the next thing
-to do, or None when more bytes are needed. What needs no knowledge of exports comes out as
-`Send`. A `ProtocolError` means: close, the peer cannot be talked to. After an `ExportWanted`
-the caller answers with `accept` or `refuse` before it asks for the next event, and after a
-`ContextsWanted` with `accept_contexts` or `refuse`.
+to do (`swiftnbd.protocol.events`), or None when more bytes are needed. What needs no knowledge
+of exports comes out as `Send`. A `ProtocolError` means: close, the peer cannot be talked to.
+After an `ExportWanted` the caller answers with `accept` or `refuse` before it asks for the next
+event, and after a `ContextsWanted` with `accept_contexts` or `refuse`.
 """
 
 import enum
@@ -22,6 +22,15 @@ from dataclasses import dataclass
 from swiftnbd.errors import ProtocolError
 from swiftnbd.protocol import contexts, options
 from swiftnbd.protocol.constants import OPTION_MAGIC, HandshakeFlag, Option, OptionReply
+from swiftnbd.protocol.events import (
+    Aborted,
+    ContextsWanted,
+    Event,
+    ExportWanted,
+    ListWanted,
+    Send,
+    StartTls,
+)
 from swiftnbd.protocol.options import ExportInfo, InvalidOption
 
 OPTION_BYTES_MAX = 64 * 1024  # no option we know needs more; kept in memory while it arrives
@@ -31,64 +40,6 @@ OPTIONS_PER_EXPORT_MAX = 32
 LISTS_MAX = 8  # a client needs one; each answer is as long as there are exports
 
 _CLIENT_FLAGS = struct.Struct(">I")
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Bytes for the peer."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ListWanted:
-    """Send `Handshake.list_replies`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportWanted:
-    """The client asks about (INFO) or chooses (GO, EXPORT_NAME) the export ``name``."""
-
-    option: Option
-    name: str
-    wanted: frozenset[int] = frozenset()
-
-    @property
-    def chosen(self) -> bool:
-        """Whether transmission begins if it is accepted."""
-        return self.option is not Option.INFO
-
-
-@dataclass(frozen=True, slots=True)
-class ContextsWanted:
-    """The client asks about, or selects, metadata contexts of the export ``name``.
-
-    ``contexts`` are those that its queries found.
-    """
-
-    option: Option
-    name: str
-    contexts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """The client is done; send ``data``, then close."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StartTls:
-    """Send ``data``, start TLS, then go on with `Handshake.over_tls`.
-
-    What came behind the option came in the clear: if `Handshake.rest` is not empty, close.
-    """
-
-    data: bytes
-
-
-Event = Send | ListWanted | ExportWanted | ContextsWanted | Aborted | StartTls
 
 
 class Tls(enum.Enum):

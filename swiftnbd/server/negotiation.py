@@ -17,17 +17,15 @@ from swiftnbd.api.profile import Profile
 from swiftnbd.errors import Locked, ProtocolError, SwiftnbdError
 from swiftnbd.export.base import BaseExport
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
-from swiftnbd.protocol.handshake import (
+from swiftnbd.protocol.events import (
     Aborted,
     ContextsWanted,
     ExportWanted,
-    Handshake,
     ListWanted,
-    Rules,
     Send,
     StartTls,
-    Tls,
 )
+from swiftnbd.protocol.handshake import Handshake, Rules, Tls
 from swiftnbd.protocol.options import ExportInfo
 from swiftnbd.protocol.requests import ExportShape
 from swiftnbd.server.config import ServerConfig

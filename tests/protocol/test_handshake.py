@@ -7,14 +7,8 @@ from hypothesis import strategies as st
 
 from swiftnbd.errors import ProtocolError
 from swiftnbd.protocol.constants import HandshakeFlag, Option, OptionReply
-from swiftnbd.protocol.handshake import (
-    Aborted,
-    ExportWanted,
-    Handshake,
-    ListWanted,
-    Rules,
-    Send,
-)
+from swiftnbd.protocol.events import Aborted, ExportWanted, ListWanted, Send
+from swiftnbd.protocol.handshake import Handshake, Rules
 from tests.support.handshakes import (
     ABORT,
     ABORT_ACK,

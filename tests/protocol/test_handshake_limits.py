@@ -5,7 +5,8 @@ import pytest
 
 from swiftnbd.errors import ProtocolError
 from swiftnbd.protocol.constants import Option, OptionReply
-from swiftnbd.protocol.handshake import Aborted, ExportWanted, Handshake, ListWanted, Send
+from swiftnbd.protocol.events import Aborted, ExportWanted, ListWanted, Send
+from swiftnbd.protocol.handshake import Handshake
 from tests.support.handshakes import (
     ABORT,
     ABORT_ACK,

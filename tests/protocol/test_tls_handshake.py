@@ -4,7 +4,8 @@
 import pytest
 
 from swiftnbd.protocol.constants import Option
-from swiftnbd.protocol.handshake import ExportWanted, Handshake, ListWanted, StartTls, Tls
+from swiftnbd.protocol.events import ExportWanted, ListWanted, StartTls
+from swiftnbd.protocol.handshake import Handshake, Tls
 from tests.support.handshakes import (
     ABORT,
     ABORT_ACK,

@@ -6,18 +6,16 @@ from collections.abc import Iterable
 
 from swiftnbd.errors import ProtocolError
 from swiftnbd.protocol.constants import OptionReply, TransmissionFlag
-from swiftnbd.protocol.handshake import (
+from swiftnbd.protocol.events import (
     Aborted,
     ContextsWanted,
     Event,
     ExportWanted,
-    Handshake,
     ListWanted,
-    Rules,
     Send,
     StartTls,
-    Tls,
 )
+from swiftnbd.protocol.handshake import Handshake, Rules, Tls
 from swiftnbd.protocol.options import ExportInfo
 
 FIXED = b"\0\0\0\3"  # client flags: fixed newstyle, no zeroes
