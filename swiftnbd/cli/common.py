@@ -76,9 +76,9 @@ def on_containers(
         from swiftnbd.cli.stores import Stores
 
         if seconds is not None:  # it moves many objects
-            from swiftnbd.cli.heap import keep_free_memory
+            from swiftnbd.cli.heap import settle
 
-            keep_free_memory()
+            settle()
         async with Stores(auth, seconds=seconds or STORE_SECONDS_MAX) as stores:
             return await action([stores.open(export) for export in exports])
 

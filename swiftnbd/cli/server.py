@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-server``: exports the containers of the secrets file as NBD block devices."""
 
-import gc
 import logging
 import os
 import sys
@@ -153,7 +152,7 @@ def serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
 
 
 async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
-    from swiftnbd.cli.heap import keep_free_memory
+    from swiftnbd.cli.heap import settle
     from swiftnbd.cli.loading import loaded
     from swiftnbd.cli.reloading import Reloader
     from swiftnbd.cli.stores import Stores
@@ -188,9 +187,7 @@ async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
         server = Server(exports.ready, config, exports.coming, traffic)
         reloader = Reloader(plan, read, make, exports, server)
         serves_one = plan.command or config.connection  # and ends with it
-        keep_free_memory()
-        # What was loaded stays: a full collection that looks at it takes 30 ms, and then all wait.
-        gc.freeze()
+        settle()
         return await server.run(ready, captive, None if serves_one else reloader.reload)
 
 
