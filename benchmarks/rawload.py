@@ -49,21 +49,24 @@ class RawSwift:
         in_flight: int | None = None,
         *,
         checked: bool = False,
+        rounds: int = 1,
     ) -> float:
         """Store the image in objects of one size, named like a disk's; the seconds it took.
 
-        ``checked``: with the MD5 of each body, which Swift compares.
+        ``checked``: with the MD5 of each body, which Swift compares. ``rounds``: so many times,
+        each over the one before.
         """
-        view = memoryview(image)
+        view, objects = memoryview(image), len(image) // object_size
 
-        async def put(session: aiohttp.ClientSession, number: int) -> None:
+        async def put(session: aiohttp.ClientSession, turn: int) -> None:
+            number = turn % objects
             body = bytes(view[number * object_size : (number + 1) * object_size])
             etag = {"ETag": await _md5(body)} if checked else None
             url = self._object(container, number)
             async with session.put(url, data=body, headers=etag) as answer:
                 assert answer.status == 201, answer.status
 
-        return self._run(len(image) // object_size, put, in_flight or IN_FLIGHT)
+        return self._run(rounds * objects, put, in_flight or IN_FLIGHT)
 
     def fill(self, container: str, image: bytes, object_size: int) -> float:
         """`put_all` behind the back of a disk, which must not go on believing that it is empty."""
