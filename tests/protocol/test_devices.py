@@ -435,8 +435,9 @@ class RefusingEach(Refusing):
 
 @pytest.mark.parametrize("kind", [Refusing, RefusingEach])
 async def test_container_whose_filter_refuses_to_open_does_not_stay_locked(
-    kind: type[Refusing], expects_log: Announce
+    kind: type[Refusing], expects_log: Announce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("swiftnbd.export.export.KEPT_RETRY_SECONDS", 0.01)
     expects_log("the passphrase is wrong")
     filter_ = kind()
     store, export = await kept([filter_])

@@ -354,7 +354,7 @@ async def test_kept_bytes_are_not_written_over_those_of_who_broke_the_lock(
 ) -> None:
     monkeypatch.setattr(export_module, "KEPT_RETRY_SECONDS", 60)
     (export,) = exports_of(store)
-    export = replace(export, pace=Pace(term_seconds=1.5))
+    export = replace(export, pace=Pace(term_seconds=4))
     async with serving(export, stops_whole=False) as served:
         store.fail("put disk.part")
         async with await served.attached() as peer:
@@ -445,9 +445,10 @@ async def test_late_write_of_a_gone_connection_never_lands_after_a_newer_one(
     async with await served.attached() as newer:
         older = await served.attached()
         gate = store.gate("put disk.part")
-        older.request(nbd.WRITE, 0, 4, data=b"old!")
+        older.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"old!")
         await gate.reached()
-        older.request(nbd.WRITE, 0, 4, data=b"late")  # waits for the upload before it
+        # waits for the upload before it
+        older.request(nbd.WRITE, 0, 4, flags=nbd.FUA, data=b"late")
         await older.reset()
         await until(lambda: len(served.server._connections) == 1)
         newer.request(nbd.WRITE, 0, 4, data=b"new!", cookie=1)

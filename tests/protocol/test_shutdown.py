@@ -8,14 +8,15 @@ import pytest
 
 from swiftnbd.export.export import Export
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
+from swiftnbd.server import negotiation, sockets, transmission
 from swiftnbd.server import server as server_module
-from swiftnbd.server import sockets, transmission
 from swiftnbd.server.config import OnEnd, ServerConfig, TcpAddress
 from swiftnbd.server.supervision import Supervision
 from swiftnbd.store.base import Body
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
 from tests.support.loopback import (
+    SECONDS_MAX,
     Serving,
     exports_of,
     option_bytes,
@@ -38,6 +39,13 @@ async def store() -> GatedStore:
 
 
 @pytest.fixture
+def goodbyes_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that keep their end open, though the server ends, are hardly waited for."""
+    monkeypatch.setattr(sockets, "GOODBYE_SECONDS", 0.05)
+    monkeypatch.setattr(negotiation, "GOODBYE_SECONDS_MAX", 0.05)
+
+
+@pytest.fixture
 async def served(store: GatedStore) -> AsyncIterator[Serving]:
     async with serving(*exports_of(store)) as served:
         yield served
@@ -53,7 +61,8 @@ async def test_requests_at_work_are_answered_before_the_connection_closes(
     gate = store.gate("(get|put) disk.part")
     async with await served.attached() as peer:
         peer.request(nbd.READ, 0, 4, cookie=1)
-        peer.request(nbd.WRITE, 5 * OBJECT, OBJECT, data=b"x" * OBJECT, cookie=2)
+        data = b"x" * OBJECT
+        peer.request(nbd.WRITE, 5 * OBJECT, OBJECT, flags=nbd.FUA, data=data, cookie=2)
         if ending == "half-close":
             peer.writer.write_eof()
         else:
@@ -64,7 +73,7 @@ async def test_requests_at_work_are_answered_before_the_connection_closes(
         gate.open()
         read, wrote = SIMPLE_REPLY + b"\1" + bytes(4), SIMPLE_REPLY + b"\2"
         assert await peer.ended() in (read + wrote, wrote + read)
-    assert store.part(5) == b"x" * OBJECT
+    assert store.part(5) == data
     assert store.part(0) is None
     await served.check_full_service()
 
@@ -203,6 +212,7 @@ async def test_stop_finishes_what_is_at_work_and_unlocks(store: GatedStore) -> N
         gate.open()
         assert await peer.reply() == (1, 0, b"")
         assert await peer.closed_by_server()
+        await peer.close()
         assert await soon(stopping) is True
         assert (store.part(0) or b"")[:4] == b"last"
         assert store.holder == ""
@@ -226,11 +236,13 @@ async def test_server_that_closes_at_its_end_leaves_late_requests_to_the_next_on
         peer.request(nbd.WRITE, OBJECT, 4, data=b"late", cookie=3)
         gate.open()
         assert await peer.ended() == SIMPLE_REPLY + b"\1"
+        await peer.close()
         assert await soon(stopping) is True
     assert (store.part(0) or b"")[:4] == b"last"
     assert store.part(1) is None
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 async def test_stop_ends_handshakes_and_connections_of_every_kind(store: GatedStore) -> None:
     async with serving(*exports_of(store)) as served:
         silent = await served.connect()
@@ -249,12 +261,14 @@ async def test_stop_ends_handshakes_and_connections_of_every_kind(store: GatedSt
     assert store.part(0) is None
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 async def test_stop_right_after_a_client_connected_does_not_wait_for_it(store: GatedStore) -> None:
     async with serving(*exports_of(store)) as served, await served.connect() as peer:
         assert await asyncio.wait_for(served.server.stop(), 5) is True
         await peer.ended()
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 async def test_stop_while_a_client_attaches_lets_it_go_again(store: GatedStore) -> None:
     async with serving(*exports_of(store)) as served, await served.greeted() as peer:
         gate = store.gate("put swiftnbd/epoch")
@@ -268,8 +282,11 @@ async def test_stop_while_a_client_attaches_lets_it_go_again(store: GatedStore) 
         await peer.ended()
 
 
-async def test_handshake_after_the_end_began_is_refused_and_may_abort(store: GatedStore) -> None:
+async def test_handshake_after_the_end_began_is_refused_and_may_abort(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Acceptance rows A1.12, E6."""
+    monkeypatch.setattr(negotiation, "GOODBYE_SECONDS_MAX", SECONDS_MAX)  # this one says goodbye
     async with serving(*exports_of(store)) as served, await served.greeted() as peer:
         stopping = asyncio.create_task(served.server.stop())
         await until(lambda: not served.server._listeners._servers)
@@ -282,8 +299,11 @@ async def test_handshake_after_the_end_began_is_refused_and_may_abort(store: Gat
     assert store.holder == ""
 
 
-async def test_choice_that_the_end_overtakes_is_refused(store: GatedStore) -> None:
+async def test_choice_that_the_end_overtakes_is_refused(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Acceptance row A1.12."""
+    monkeypatch.setattr(negotiation, "GOODBYE_SECONDS_MAX", SECONDS_MAX)  # this one says goodbye
     async with serving(*exports_of(store)) as served, await served.greeted() as peer:
         gate = store.gate("put swiftnbd/epoch")
         peer.send(option_bytes(nbd.GO, query_bytes(b"disk")))
@@ -298,6 +318,7 @@ async def test_choice_that_the_end_overtakes_is_refused(store: GatedStore) -> No
     assert store.holder == ""
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 @pytest.mark.expects_log("shutdown was cut short")
 @pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535, 196608-327679")
 async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
@@ -321,6 +342,7 @@ async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
         served.exports["disk"]._holding.lock = None
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 @pytest.mark.expects_log("shutdown was cut short")
 @pytest.mark.expects_log("disk: stays locked; bytes not written back: 0-65535$")
 async def test_requests_that_wait_for_a_store_do_not_keep_the_server_from_ending(
@@ -371,6 +393,7 @@ async def test_stop_takes_as_long_as_writing_back_goes_on(
     assert store.holder == ""
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 @pytest.mark.expects_log("shutdown was cut short")
 @pytest.mark.expects_log("disk: stays locked; bytes not written back: none")
 async def test_shutdown_that_is_cut_short_while_locking_reports_the_lock(
@@ -403,6 +426,7 @@ async def test_stop_that_cannot_write_back_keeps_the_lock_and_says_what_is_lost(
     assert store.holder
 
 
+@pytest.mark.usefixtures("goodbyes_are_short")
 async def test_client_that_never_reads_its_replies_does_not_keep_the_server_from_stopping(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

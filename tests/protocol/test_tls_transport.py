@@ -391,6 +391,7 @@ async def test_shutdown_inside_tls_answers_what_is_at_work(
         gate.open()
         assert await peer.reply() == (1, 0, b"")
         assert await peer.ended() == b""
+        await peer.close()
         assert await soon(stopping)
 
 

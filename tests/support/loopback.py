@@ -153,8 +153,10 @@ class Peer:
         return {int.from_bytes(data[:2]): data[2:] for _, data in replies}
 
     async def abort(self) -> None:
+        """ABORT, and the end of the connection."""
         assert await self.option(nbd.ABORT) == [(nbd.ACK, b"")]
         assert await self.closed_by_server()
+        await self.close()
 
     # Transmission
 
