@@ -23,12 +23,14 @@ class Opening:
     """What a device is made for.
 
     ``name``: the export that was asked for. ``read_only``: nothing will be changed through it.
-    ``client``: for whom, or None where all share the device.
+    ``client``: for whom, or None where all share the device. ``only_look``: for nobody, only to
+    see what clients would be told; nothing must be changed for that, nor when it is closed.
     """
 
     name: str
     read_only: bool = False
     client: Client | None = None
+    only_look: bool = False
 
 
 class Plugin(ABC):

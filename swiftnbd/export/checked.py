@@ -27,9 +27,14 @@ T = TypeVar("T")
 
 def checked(device: Device, maker: Plugin | FilterPlugin) -> Device:
     """``device``, which ``maker`` made, as it can be trusted."""
-    if type(maker).__module__.partition(".")[0] == _OURS:
+    if is_ours(maker):
         return device
     return Checked(device, f"{kind_of(maker)} {type(maker).__name__}")
+
+
+def is_ours(maker: Plugin | FilterPlugin) -> bool:
+    """Whether it came with swiftnbd."""
+    return type(maker).__module__.partition(".")[0] == _OURS
 
 
 def kind_of(maker: Plugin | FilterPlugin) -> str:

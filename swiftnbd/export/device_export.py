@@ -102,7 +102,7 @@ class DeviceExport(BaseExport):
             await self._start()
             opening = self._opening(name)
             if self._layers.per_connection:
-                device = await self._open(opening)
+                device = await self._open(replace(opening, only_look=True))
                 try:
                     return self._profile(device)
                 finally:
@@ -179,7 +179,7 @@ class DeviceExport(BaseExport):
 
     @property
     def shares_device(self) -> bool:
-        return not self._layers.per_connection
+        return not self._layers.per_connection and self._layers.are_one_disk
 
     # What is open, called in turn
 

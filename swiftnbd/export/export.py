@@ -280,6 +280,10 @@ class Export(BaseExport):
         return ExportFacts(geometry.size, geometry.object_size, self.info.client)
 
     @property
+    def shares_device(self) -> bool:
+        return self._layers.are_one_disk
+
+    @property
     def cache_bytes_max(self) -> int:
         return self.cache.cache_bytes
 

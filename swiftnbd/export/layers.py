@@ -14,6 +14,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from errno import EIO, EROFS
 from inspect import isawaitable
 from typing import TypeVar
@@ -24,7 +25,7 @@ from swiftnbd.api.plugin import FilterPlugin, Opening
 from swiftnbd.api.profile import Profile
 from swiftnbd.buffers import Buffer
 from swiftnbd.errors import ExportError, ExportUnusable, SwiftnbdError
-from swiftnbd.export.checked import checked
+from swiftnbd.export.checked import checked, is_ours
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,15 @@ class Layers:
 
     def __bool__(self) -> bool:
         return bool(self._shared or self._own)
+
+    @property
+    def are_one_disk(self) -> bool:
+        """Whether the connections to one device see the same through them, as far as is known.
+
+        A filter that was written for all of them, and stands above one that is each one's own, may
+        keep what it was told to itself. Ours do not.
+        """
+        return all(each.per_connection or is_ours(each) for each in self._own)
 
     async def start(self) -> None:
         """Start those that are not, once those that are no longer here are stopped."""
@@ -89,7 +99,7 @@ class Layers:
         """What a connection to the shared ``device`` would be told."""
         if not self._own:
             return Profile.of(device)
-        own = await self.connect(device, opening)
+        own = await self.connect(device, replace(opening, only_look=True))
         try:
             return Profile.of(own)
         finally:
@@ -97,6 +107,7 @@ class Layers:
 
     async def look(self, device: Device, opening: Opening) -> Profile:
         """What a connection would be told, over a ``device`` that nothing may change."""
+        opening = replace(opening, only_look=True)
         top = await self.share(Unchangeable(device), opening)
         try:
             return await self.profile(top, opening)

@@ -5,6 +5,7 @@ log says in a sentence what is wrong."""
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from swiftnbd.api import Buffer, Device, Extent, Filter, FilterPlugin, Opening, Plugin
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.device_export import DeviceExport
+from swiftnbd.filters.rate import Rate
+from swiftnbd.filters.stats import Stats
 from swiftnbd.plugins.memory import Memory, MemoryDevice
 from tests.support import nbd_client as nbd
 from tests.support.log_watch import Announce
@@ -232,6 +235,21 @@ async def test_mistake_of_a_plugin_is_not_said_to_be_the_filters(expects_log: An
         with pytest.raises(NbdError):
             await peer.read(0, 512)
         await peer.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("filters", "is_shared"),
+    [
+        ([Shout(Loud)], True),
+        ([Rate(rate=1), Shout(Loud)], True),
+        ([Shout(Loud), Rate(rate=1)], False),  # Loud, made for each, may keep things to itself
+        ([Stats(statsfile=Path("stats")), Rate(rate=1)], True),
+    ],
+)
+def test_connections_see_one_disk_as_far_as_is_known(
+    filters: list[FilterPlugin], is_shared: bool
+) -> None:
+    assert DeviceExport("disk", Memory(size=MiB), filters).shares_device is is_shared
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ from swiftnbd.api import Buffer, ConfigError, Device, Extent, Opening
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.device_export import DeviceExport
 from swiftnbd.filters.cow import Cow, CowFilter, overlay
+from swiftnbd.filters.rate import Rate
 from swiftnbd.plugins.memory import Memory, MemoryDevice
 from tests.support import nbd_client as nbd
 from tests.support.device_oracle import is_array_of_bytes
-from tests.support.loopback import serving
+from tests.support.loopback import serving, soon, until
 from tests.support.nbd_client import NbdError
 from tests.support.writers_oracle import check_writers
 
@@ -420,6 +421,65 @@ async def test_what_does_not_go_together_is_told_of(tmp_path: Path) -> None:
         await Cow(cow_block_size=BLOCK).wrap(Base(128 * KiB, least=8192), OPENING)
     with pytest.raises(ExportUnusable, match="give a larger cow-block-size"):
         await Cow(cow_block_size=BLOCK).wrap(MemoryDevice(1 << 60), OPENING)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+async def test_clients_see_the_same_overlay_above_a_filter_of_each(
+    stays: bool, tmp_path: Path
+) -> None:
+    """Also those who only ask what there is; and with the last of them it is thrown away."""
+    cow = Cow(cow_directory=tmp_path, cow_file=tmp_path / "overlay" if stays else None)
+    export = DeviceExport("disk", Memory(size=MiB), [cow, Rate(rate=1 << 40)])
+    async with serving(export) as served:
+        async with await served.attached() as one, await served.attached() as two:
+            await one.write(5, b"kept")
+            assert (await export.look("disk")).size == MiB
+            assert await two.read(5, 4) == b"kept"
+            await one.disconnect()
+            await until(lambda: export.connections == 1)
+            assert await two.read(5, 4) == b"kept"
+            await two.disconnect()
+        await served.idle()
+        async with await served.attached() as three:
+            assert await three.read(5, 4) == (b"kept" if stays else bytes(4))
+            await three.disconnect()
+
+
+async def test_last_client_writes_the_overlay_back(tmp_path: Path) -> None:
+    cow = Cow(cow_file=tmp_path / "overlay", cow_commit=True, cow_block_size=BLOCK)
+    base = Base(100_000)
+    one, two = await cow.wrap(base, OPENING), await cow.wrap(base, OPENING)
+    await one.write(0, b"new")
+    await one.close()
+    assert base.image() == base.before
+    seen = await cow.wrap(base, Opening("disk", only_look=True))
+    await two.close()
+    await seen.close()  # who looked changes nothing
+    assert base.image() == base.before
+    await (await cow.wrap(base, OPENING)).close()
+    assert base.image() == b"new" + base.before[3:]
+
+
+async def test_disk_of_another_size_is_not_put_below_an_overlay_in_use(tmp_path: Path) -> None:
+    cow = Cow(cow_directory=tmp_path)
+    one = await cow.wrap(Base(100_000), OPENING)
+    with pytest.raises(ExportUnusable, match="the disk has 50000 bytes, and 100000 for other"):
+        await cow.wrap(Base(50_000), OPENING)
+    await one.close()
+
+
+async def test_holes_smaller_than_the_blocks_of_the_disk_are_written_back(tmp_path: Path) -> None:
+    """As one in a block that was cleared and then written to: it took for ever."""
+    base = Base(256 * KiB, least=64 * KiB)
+    cow = Cow(cow_file=tmp_path / "overlay", cow_commit=True, cow_block_size=64 * KiB)
+    device = await cow.wrap(base, OPENING)
+    model = bytearray(base.before)
+    await device.trim(0, 192 * KiB)
+    await device.write(20 * KiB, b"x" * 4 * KiB)
+    model[: 192 * KiB] = bytes(192 * KiB)
+    model[20 * KiB : 24 * KiB] = b"x" * 4 * KiB
+    await soon(device.close())
+    assert base.image() == model
 
 
 async def test_read_only_export_with_an_overlay_takes_writes(tmp_path: Path) -> None:

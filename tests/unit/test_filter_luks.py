@@ -14,6 +14,7 @@ import pytest
 
 from swiftnbd.api import Buffer, ConfigError, Device, ExportError, Opening
 from swiftnbd.api.passphrases import PASSPHRASE, is_literal
+from swiftnbd.api.range_lock import RangeLock
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.filters.luks import Luks, LuksFilter
 from swiftnbd.filters.luks import header as luks
@@ -81,7 +82,7 @@ async def test_encrypted_disk_is_an_array_of_bytes(seed: int, least: int) -> Non
     chance = random.Random(seed)
     size = SIZE // least * least
     inner = Slow(8192 + size, least, chance)
-    device = LuksFilter(inner, Xts(KEY), 8192, discards=seed == 1)
+    device = LuksFilter(inner, Xts(KEY), 8192, RangeLock(), discards=seed == 1)
     model = noise(inner, 8192)
     await is_array_of_bytes(device, model, chance, 40)
     for _ in range(4):
@@ -91,9 +92,31 @@ async def test_encrypted_disk_is_an_array_of_bytes(seed: int, least: int) -> Non
     assert not any(b"".join(await MemoryDevice.read(inner, 0, 8192)))
 
 
+async def test_writers_of_one_sector_on_two_connections_lose_nothing() -> None:
+    """Each connection has a filter of its own if one below is so."""
+    told = Luks(passphrase=b"x", luks_format=True, luks_iter_time=0.01)
+    inner = Slow(luks.PAYLOAD_BYTES + 64 * 1024, 4096, random.Random(1))
+    one, two = await told.wrap(inner, OPENING), await told.wrap(inner, OPENING)
+    for at in range(0, 8192, 1024):
+        both = (one.write(at, b"a" * 512), two.write(at + 512, b"b" * 512))
+        await asyncio.gather(*both)
+    assert b"".join(await one.read(0, 8192)) == (b"a" * 512 + b"b" * 512) * 8
+
+
+async def test_disk_is_not_formatted_only_to_tell_its_size() -> None:
+    told = Luks(passphrase=b"x", luks_format=True, luks_iter_time=0.01)
+    inner = MemoryDevice(luks.PAYLOAD_BYTES + 64 * 1024)
+    seen = await told.wrap(inner, Opening("disk", only_look=True))
+    assert seen.size == 64 * 1024
+    assert not any(b"".join(await inner.read(0, inner.size)))
+    await inner.write(5, b"data")
+    with pytest.raises(ExportUnusable, match="something is there"):
+        await told.wrap(inner, Opening("disk", only_look=True))
+
+
 async def test_zeros_are_stored_as_noise() -> None:
     inner = MemoryDevice(1024 * 1024)
-    device = LuksFilter(inner, Xts(KEY), 4096, discards=False)
+    device = LuksFilter(inner, Xts(KEY), 4096, RangeLock(), discards=False)
     await device.zero(0, 4096)
     stored = b"".join(await inner.read(4096, 4096))
     assert len({stored[at : at + 16] for at in range(0, 4096, 16)}) == 256
@@ -105,7 +128,7 @@ async def test_zeros_are_stored_as_noise() -> None:
 async def test_trim_is_kept_back_unless_it_is_allowed() -> None:
     for allowed in (False, True):
         inner = MemoryDevice(1024 * 1024)
-        device = LuksFilter(inner, Xts(KEY), 64 * 1024, discards=allowed)
+        device = LuksFilter(inner, Xts(KEY), 64 * 1024, RangeLock(), discards=allowed)
         assert device.can_trim is allowed
         await device.write(0, b"x" * 200_000)
         await device.trim(1, 199_998)

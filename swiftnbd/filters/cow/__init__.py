@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-server --filter cow file disk.img``"""
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOTSUP
 from pathlib import Path
 from typing import Final
@@ -26,17 +25,14 @@ from swiftnbd.api import (
     size,
 )
 from swiftnbd.api.access import read_bytes, write_bytes
-from swiftnbd.api.range_lock import RangeLock
-from swiftnbd.api.threads import Threads
 from swiftnbd.errors import ExportUnusable
-from swiftnbd.filters.cow.overlay import Overlay
+from swiftnbd.filters.cow.sharing import Overlays, Shared
 
 BLOCK_BYTES_DEFAULT: Final = 64 * 1024
 BLOCK_BYTES_MIN: Final = 4096
 BLOCK_BYTES_MAX: Final = 16 * 1024 * 1024  # read and written for each byte that is written
 COMMIT_BYTES: Final = 4 * 1024 * 1024  # at once
 RUNS_MAX: Final = 256  # looked at for one answer of block status
-THREADS: Final = 8
 ZEROS_BYTES: Final = 1024 * 1024
 _FOLDER_DEFAULT: Final = Path("/var/tmp")  # noqa: S108 - the file has no name there
 
@@ -78,6 +74,7 @@ class Cow(FilterPlugin):
     cow_directory: Path = parameter(
         PATH, "Where an overlay is that is thrown away.", default=_FOLDER_DEFAULT
     )
+    _overlays: Overlays = field(init=False, compare=False, repr=False, default_factory=Overlays)
 
     def __post_init__(self) -> None:
         if self.cow_block_size & (self.cow_block_size - 1) or self.cow_block_size > BLOCK_BYTES_MAX:
@@ -92,15 +89,13 @@ class Cow(FilterPlugin):
             raise ExportUnusable(
                 f"cow-block-size is less than the disk's smallest block, {device.block_size_min}"
             )
-        threads = Threads(THREADS, "cow")
-        try:
-            overlay = await threads.call(
-                Overlay, device.size, self.cow_block_size, self.cow_file, self.cow_directory
-            )
-        except BaseException:
-            threads.stop()
-            raise
-        return CowFilter(device, overlay, threads, self)
+        shared = await self._overlays.join(
+            opening.name, device.size, self.cow_block_size, self.cow_file, self.cow_directory
+        )
+        return CowFilter(device, shared, self, commits=self.cow_commit and not opening.only_look)
+
+    async def stop(self) -> None:
+        self._overlays.end_all()
 
 
 class CowFilter(Filter):
@@ -119,14 +114,14 @@ class CowFilter(Filter):
     can_fast_zero = False
     multi_conn = None
 
-    def __init__(self, device: Device, overlay: Overlay, threads: Threads, told: Cow) -> None:
+    def __init__(self, device: Device, shared: Shared, told: Cow, *, commits: bool) -> None:
+        """``commits``: whether it writes back, if it is the last one."""
         super().__init__(device)
         self.can_prefetch = device.can_prefetch or told.cow_on_cache
-        self._overlay, self._threads, self._told = overlay, threads, told
-        self._block = overlay.block_bytes
-        self._lock = RangeLock()  # of offsets
-        self._flushing = asyncio.Lock()
-        self._is_open = True
+        self._overlay, self._threads, self._lock = shared.overlay, shared.threads, shared.lock
+        self._shared, self._told, self._commits = shared, told, commits
+        self._block = shared.overlay.block_bytes
+        self._is_open = self._is_user = True
 
     def _blocks(self, offset: int, length: int) -> tuple[int, int]:
         """The blocks that a range touches."""
@@ -298,18 +293,23 @@ class CowFilter(Filter):
     async def flush(self) -> None:
         if not self._overlay.stays:
             return
-        async with self._flushing:  # pages of an earlier flush must not come after those of a later
+        async with (
+            self._shared.flushing
+        ):  # pages of an earlier flush must not come after those of a later
             pages = self._overlay.changed()
             await self._threads.call(self._overlay.flush, pages)
 
     async def close(self) -> None:
-        if self._is_open:
-            if self._told.cow_commit:
+        if self._is_user:
+            self._is_user = False
+            self._shared.users -= 1
+        # nobody joins meanwhile: an export opens and closes its devices in turn
+        if self._is_open and not self._shared.users:
+            if self._commits:
                 await self._commit()
             await self.flush()
-            self._is_open = False
-            self._threads.stop()
-            self._overlay.close()
+            self._told._overlays.end(self._shared)
+        self._is_open = False
         await super().close()
 
     async def _commit(self) -> None:
@@ -333,7 +333,9 @@ class CowFilter(Filter):
         while start < end:
             here = min(COMMIT_BYTES, end - start)
             length, is_hole = (await self._threads.run(self._overlay.holes, start, here, 1))[0]
-            if is_hole and self.device.can_zero and (length := length // least * least):
+            # a hole of the overlay's file system may be smaller than the device's blocks
+            if is_hole and self.device.can_zero and length >= least:
+                length -= length % least
                 await self.device.zero(start, length)
             else:
                 length = -(-length // least) * least

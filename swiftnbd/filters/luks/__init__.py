@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,6 +29,7 @@ from swiftnbd.filters.luks.xts import SECTOR_BYTES, Xts
 AT_ONCE_BYTES: Final = 16 * 1024  # encrypted without an await, some 0.3 ms
 TURN_BYTES: Final = 64 * 1024  # encrypted, about 1 ms; then others have a turn
 START_BYTES: Final = 64 * 1024  # what the header is written with: a multiple of any smallest block
+ANY_KEY_BYTES: Final = 64  # of a key that is never used
 KEYS_MAX: Final = 16  # kept: of the devices of one plugin that makes several
 
 
@@ -53,24 +55,31 @@ class Luks(FilterPlugin):
     _keys: dict[bytes, bytes] = field(
         default_factory=dict, init=False, repr=False, compare=False, hash=False
     )
+    # One for the filters of all connections, where each has its own: they share the sectors.
+    _lock: RangeLock = field(default_factory=RangeLock, init=False, repr=False, compare=False)
 
     async def wrap(self, device: Device, opening: Opening) -> Device:
         threads = Threads(1, "luks")
         try:
-            header, key = await self._open(device, threads)
+            xts, payload = await self._open(device, threads, opening)
         finally:
             threads.stop()
-        return LuksFilter(device, Xts(key), header.payload_offset, discards=self.luks_discard)
+        return LuksFilter(device, xts, payload, self._lock, discards=self.luks_discard)
 
-    async def _open(self, device: Device, threads: Threads) -> tuple[luks.Header, bytes]:
+    async def _open(self, device: Device, threads: Threads, opening: Opening) -> tuple[Xts, int]:
+        """What decrypts the disk, and where it begins."""
         start = await read_bytes(device, 0, min(luks.HEADER_BYTES, device.size))
         if self.luks_format and not luks.is_luks(start):
+            if opening.only_look:
+                await _check_room(device)
+                return Xts(os.urandom(ANY_KEY_BYTES)), luks.PAYLOAD_BYTES
             made = await self._format(device, threads)
             start, key = made.header.packed(), made.key
             self._keep(start, key)
         header = luks.Header.parse(start, device.size)
         kept = self._keys.get(hashlib.sha256(start).digest())
-        return header, await self._found(device, header, start, threads) if kept is None else kept
+        found = await self._found(device, header, start, threads) if kept is None else kept
+        return Xts(found), header.payload_offset
 
     async def _found(
         self, device: Device, header: luks.Header, start: bytes, threads: Threads
@@ -92,14 +101,7 @@ class Luks(FilterPlugin):
 
     async def _format(self, device: Device, threads: Threads) -> luks.Made:
         """Only where nothing is, and the header last: what is cut short is no LUKS disk."""
-        if device.size < luks.PAYLOAD_BYTES + SECTOR_BYTES:
-            raise ExportUnusable(
-                f"luks: a disk of {device.size} bytes is too small to be formatted"
-            )
-        if any(await read_bytes(device, 0, luks.PAYLOAD_BYTES)):
-            raise ExportUnusable(
-                "luks: it is not formatted, as its first 2 MiB are no zeros: something is there"
-            )
+        await _check_room(device)
         made = await threads.run(luks.make, self.passphrase, self.luks_iter_time)
         slot = made.header.slots[0]
         region = bytearray(luks.PAYLOAD_BYTES)
@@ -112,6 +114,16 @@ class Luks(FilterPlugin):
         return made
 
 
+async def _check_room(device: Device) -> None:
+    """Raises `ExportUnusable` where no LUKS disk can be made, or something is that it would end."""
+    if device.size < luks.PAYLOAD_BYTES + SECTOR_BYTES:
+        raise ExportUnusable(f"luks: a disk of {device.size} bytes is too small to be formatted")
+    if any(await read_bytes(device, 0, luks.PAYLOAD_BYTES)):
+        raise ExportUnusable(
+            "luks: it is not formatted, as its first 2 MiB are no zeros: something is there"
+        )
+
+
 class LuksFilter(Filter):
     """The plaintext of what lies from ``payload`` on in ``device``.
 
@@ -122,8 +134,13 @@ class LuksFilter(Filter):
     block_size_min = 1
     can_fast_zero = False
 
-    def __init__(self, device: Device, xts: Xts, payload: int, *, discards: bool) -> None:
-        """Raises `ExportUnusable` if the device cannot be asked for the sectors."""
+    def __init__(
+        self, device: Device, xts: Xts, payload: int, lock: RangeLock, *, discards: bool
+    ) -> None:
+        """``lock``: of the plaintext's offsets, with all who use the same sectors.
+
+        Raises `ExportUnusable` if the device cannot be asked for the sectors.
+        """
         super().__init__(device)
         self._unit = max(SECTOR_BYTES, device.block_size_min)
         if payload % self._unit:
@@ -132,8 +149,7 @@ class LuksFilter(Filter):
             )
         self.size = (device.size - payload) // self._unit * self._unit
         self.can_trim = device.can_trim and discards
-        self._xts, self._payload = xts, payload
-        self._lock = RangeLock()
+        self._xts, self._payload, self._lock = xts, payload, lock
 
     def _around(self, offset: int, length: int) -> tuple[int, int]:
         """The whole sectors that a range touches."""
