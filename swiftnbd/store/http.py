@@ -300,6 +300,13 @@ class _Request(aiohttp.ClientRequest):
     aiohttp's task why: what it has to say would be an ERROR with a traceback in the log.
     """
 
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        response = await super().send(conn)
+        if conn.protocol is None:  # from Python 3.12 on that task has begun by now, and may be over
+            response.close()
+            raise aiohttp.ServerDisconnectedError
+        return response
+
     async def write_bytes(
         self, writer: AbstractStreamWriter, conn: Connection, *rest: Any, **named: Any
     ) -> None:
