@@ -3,7 +3,8 @@
 
 import asyncio
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import isnan, nan
 from time import perf_counter
 
@@ -12,12 +13,12 @@ from swiftnbd.export.status import CacheStatus
 from swiftnbd.metrics import Counters, Durations, quantile
 
 SAMPLE_SECONDS = 1.0
-SAMPLES_MAX = 240  # four minutes, 20 KiB an export
+SAMPLES_MAX = 240  # four minutes, 25 KiB an export
 EXPORTS_PER_TURN = 10  # in a sample 20 us each, in the status 60 us, in a scrape 200 us
 LAG_SECONDS = 0.1  # how often the event loop is asked how late it is
 
 FIELDS = (
-    "read_bytes",  # all but the last two pairs are rates per second
+    "read_bytes",  # this and the next six are rates per second
     "written_bytes",
     "reads",
     "writes",
@@ -28,7 +29,22 @@ FIELDS = (
     "slow_seconds",  # what 99 % did not
     "cached_bytes",
     "dirty_bytes",
+    "at_work",  # requests that are not answered yet
+    "oldest_seconds",  # for how long the oldest of them has been; NaN if there is none
 )
+
+
+@dataclass(slots=True)
+class RequestsAtWork:
+    """Those of one export, on all connections."""
+
+    count: int = 0
+    oldest_seconds: float = 0.0
+
+    def add(self, count: int, oldest_seconds: float) -> None:
+        """Those of one more connection."""
+        self.count += count
+        self.oldest_seconds = max(self.oldest_seconds, oldest_seconds)
 
 
 class History:
@@ -42,8 +58,8 @@ class History:
         self._totals = _totals(export.counters)
         self._durations = _durations(export.counters)
 
-    def sample(self, seconds: float) -> None:
-        """Take one; ``seconds`` since the last."""
+    def sample(self, seconds: float, at_work: RequestsAtWork | None) -> None:
+        """Take one; ``seconds`` since the last. ``at_work`` None: no request is."""
         counters = self.export.counters
         cache = self.export.status.cache or CacheStatus()
         totals = _totals(counters)
@@ -56,7 +72,9 @@ class History:
             typical, slow = (nan if each is None else each for each in found)
             self._durations = durations
         self._totals = totals
-        row = (*rates, typical, slow, float(cache.cached_bytes), float(cache.dirty_bytes))
+        count, oldest = (0, nan) if at_work is None else (at_work.count, at_work.oldest_seconds)
+        cached, dirty = float(cache.cached_bytes), float(cache.dirty_bytes)
+        row = (*rates, typical, slow, cached, dirty, float(count), oldest)
         for column, value in zip(self._columns, row, strict=True):
             column.append(value)
             del column[:-SAMPLES_MAX]
@@ -78,10 +96,18 @@ class History:
 
 
 class Recorder:
-    """Keeps the histories of ``exports``, which may come and go, and how late the loop is."""
+    """Keeps the histories of ``exports``, which may come and go, and how late the loop is.
 
-    def __init__(self, exports: Mapping[str, BaseExport]) -> None:
+    ``at_work`` tells of the exports that have requests at work, by name.
+    """
+
+    def __init__(
+        self,
+        exports: Mapping[str, BaseExport],
+        at_work: Callable[[], Mapping[str, RequestsAtWork]],
+    ) -> None:
         self._exports = exports
+        self._at_work = at_work
         self._histories: dict[str, History] = {}
         self._follow()
         self.lag = Durations()
@@ -110,11 +136,11 @@ class Recorder:
         taken = perf_counter()
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
-            now = perf_counter()
+            now, at_work = perf_counter(), self._at_work()
             for number, history in enumerate(self._follow()):
                 if number % EXPORTS_PER_TURN == EXPORTS_PER_TURN - 1:
                     await asyncio.sleep(0)
-                history.sample(now - taken)
+                history.sample(now - taken, at_work.get(history.export.name))
             self.lag_seconds, self._longest = self._longest, 0.0
             taken = now
 

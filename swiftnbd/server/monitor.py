@@ -12,7 +12,7 @@ from swiftnbd.export.base import BaseExport
 from swiftnbd.export.block_map import CELLS_MAX
 from swiftnbd.export.status import ExportState
 from swiftnbd.metrics import StoreTraffic
-from swiftnbd.server.history import EXPORTS_PER_TURN, Recorder
+from swiftnbd.server.history import EXPORTS_PER_TURN, Recorder, RequestsAtWork
 
 CLIENTS_SHOWN_MAX = 100  # of one answer; how many there are is said in any case
 
@@ -25,6 +25,7 @@ class ConnectionStatus:
     export: str
     seconds: float  # since it chose the export
     at_work: int  # requests
+    oldest_seconds: float | None  # for how long the oldest of them has been; None if there is none
 
 
 class NoSuchRange(ValueError):
@@ -44,7 +45,7 @@ class Monitor:
         self.exports = exports
         self.connections = connections
         self.traffic = traffic
-        self.recorder = Recorder(exports)
+        self.recorder = Recorder(exports, self._at_work)
         self.is_stopping = False
         self.started_at = time.time()
         self._begin = time.monotonic()
@@ -93,6 +94,15 @@ class Monitor:
             "clients": [asdict(each) for each in connections[:CLIENTS_SHOWN_MAX]],
             "exports": exports,
         }
+
+    def _at_work(self) -> dict[str, RequestsAtWork]:
+        found: dict[str, RequestsAtWork] = {}
+        for each in self.connections():
+            if each.oldest_seconds is not None:
+                found.setdefault(each.export, RequestsAtWork()).add(
+                    each.at_work, each.oldest_seconds
+                )
+        return found
 
     def _store(self) -> dict[str, Any]:
         traffic = self.traffic

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from errno import EIO
 from functools import partial
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -63,7 +64,7 @@ class AtWork:
         worked: Callable[[], None],
     ) -> None:
         self.unbegun: deque[Request] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], float] = {}  # and when each was made
         self._pending: set[_Pending] = set()
         self._none_pending: asyncio.Future[None] | None = None  # somebody waits for that
         self._device = device
@@ -79,6 +80,12 @@ class AtWork:
     def __len__(self) -> int:
         return len(self._tasks) + len(self._pending)
 
+    @property
+    def oldest_begin(self) -> float | None:
+        """When the one began that has been at work for longest, on `perf_counter`'s clock."""
+        begins = chain(self._tasks.values(), (pending.begin for pending in self._pending))
+        return min(begins, default=None)
+
     def would_overtake(self, offset: int, length: int) -> bool:
         """Whether a request on these bytes came before, and the device does not know it yet."""
         end = offset + length
@@ -93,7 +100,7 @@ class AtWork:
             self.unbegun.append(request)
             work = self._serve(request, payload)
             task = asyncio.get_running_loop().create_task(work, context=self._context)
-            self._tasks.add(task)
+            self._tasks[task] = perf_counter()
             task.add_done_callback(partial(self._done, request))
 
     async def cancel(self) -> None:
@@ -110,7 +117,7 @@ class AtWork:
     # As tasks
 
     def _done(self, request: Request, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if task.cancelled():  # perhaps before its first step
             self._share.give(bytes_held(request))
         self._worked()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from swiftnbd.api.client import Client
@@ -225,13 +225,16 @@ class Server:
 
     def connections(self) -> list[ConnectionStatus]:
         """Those that have chosen an export."""
-        now = monotonic()
+        now, clock = monotonic(), perf_counter()
         return [
             ConnectionStatus(
                 client=str(session.client),
                 export=session.export.name,
                 seconds=now - session.begin,
                 at_work=len(transmission.at_work),
+                oldest_seconds=None
+                if (begin := transmission.at_work.oldest_begin) is None
+                else clock - begin,
             )
             for transmission, session in self._transmissions.items()
         ]

@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from swiftnbd.server.config import ServerConfig, TcpAddress
 from swiftnbd.server.descriptors import WATCHERS
 from tests.support import nbd_client as nbd
 from tests.support.gated_store import GatedStore
-from tests.support.loopback import Serving, exports_of, serving, soon, until
+from tests.support.loopback import Serving, exports_of, request_bytes, serving, soon, until
 
 CONFIG = ServerConfig((TcpAddress(port=0),), http=TcpAddress(port=0))
 SIZE = 4096  # of an object
@@ -226,6 +227,40 @@ async def test_status_tells_of_exports_and_clients() -> None:
         assert export["holder"]
         assert status["store"] == {"kind": "directory"}
         assert status["trouble"] == []
+
+
+async def test_requests_that_wait_are_told_with_their_number_and_age(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swiftnbd.server.history.SAMPLE_SECONDS", 0.02)
+    store = GatedStore("disk", 8, SIZE)
+    await store.set_up()
+    exports = exports_of(store)
+    async with serving(*exports, config=CONFIG) as served, await served.attached() as peer:
+        gate = store.gate("get disk.part")
+        # one of each kind: taken on by the device, and (for its flag) a task
+        peer.send(
+            request_bytes(nbd.READ, 0, 1, cookie=1),
+            request_bytes(nbd.READ, SIZE, 1, cookie=2, flags=nbd.FUA),
+        )
+        await gate.reached(2)
+        begin = time.monotonic()
+        last = None
+        while not (last and last["at_work"] == 2 and last["oldest_seconds"] > 0.1):
+            assert time.monotonic() < begin + 30
+            status = (await ask(served, "/status.json")).json
+            last = status["exports"][0]["now"]
+        (client,) = status["clients"]
+        assert client["at_work"] == 2
+        assert client["oldest_seconds"] > 0.1
+        gate.open()
+        assert {(await peer.reply(1))[0] for _ in range(2)} == {1, 2}
+        while last["at_work"]:
+            status = (await ask(served, "/status.json")).json
+            last = status["exports"][0]["now"]
+        assert last["oldest_seconds"] is None
+        assert status["clients"][0]["oldest_seconds"] is None
+        await peer.disconnect()
 
 
 async def test_history_goes_on_from_where_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
