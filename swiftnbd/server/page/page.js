@@ -3,12 +3,17 @@
 "use strict";
 (() => {
   const POLL_MS = 1000, MAP_EVERY = 2, SAMPLES = 240, CELLS_MAX = 4096, TIMEOUT_MS = 8000;
-  const LEFT = 68, RIGHT = 6;  // of a plot: room for its labels
+  const LEFT = 68, RIGHT = 16;  // of a plot: room for its labels
+  const WAIT_SECONDS = 2, STUCK_SECONDS = 10;  // a request waits, and is worth a warning if the store seems well
   const KINDS = ["absent", "stored", "cached", "dirty", "uploading", "unknown"];
   const STATES = {
     idle: ["idle", ""], changing: ["locking or letting go", "warn"], attached: ["in use", "good"],
     kept: ["not all stored", "warn"], suspended: ["suspended", "bad"], lost: ["lock lost", "bad"],
   };
+  const isFailing = () => status.store.trouble_seconds > 0;
+  const isStuck = (each) => each.now.oldest_seconds >= (isFailing() ? WAIT_SECONDS : STUCK_SECONDS);
+  const stateOf = (each) => each.state !== "attached" || !isStuck(each) ? STATES[each.state]
+    : ["requests wait", isFailing() ? "bad" : "warn"];
   const $ = (id) => document.getElementById(id);
   const root = document.documentElement;
   let status = null, chosen = null, samples = null, count = 0, map = null, view = null;
@@ -57,8 +62,9 @@
     if (text !== undefined) element.textContent = text;
     return element;
   }
-  function figure(id, [number, unit]) {
+  function figure(id, [number, unit], mood = "") {
     const small = make("small", "", unit);
+    $(id).className = mood;
     $(id).replaceChildren(number, ...(unit ? [small] : []));
   }
   function pill(element, [text, mood]) {
@@ -145,7 +151,7 @@
   let colours = {};
   function readColours() {
     const style = getComputedStyle(root);
-    colours = Object.fromEntries(["ink", "quiet", "grid", "card", "read", "write", "line", ...KINDS]
+    colours = Object.fromEntries(["ink", "quiet", "grid", "card", "read", "write", "line", "bad", ...KINDS]
       .map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
     colours.typical = colours.cached;
     colours.slow = colours.uploading;
@@ -183,10 +189,9 @@
       draw.fillText(label, left - 8, y(value));
     }
     draw.textBaseline = "alphabetic";
-    for (const [minutes, align] of [[4, "left"], [3, "center"], [2, "center"], [1, "center"], [0, "right"]]) {
-      draw.textAlign = align;
-      draw.fillText(minutes ? `${minutes} min` : "now", left + (right - left) * (4 - minutes) / 4, height - 4);
-    }
+    draw.textAlign = "center";
+    for (let minutes = 0; minutes <= 4; minutes++)
+      draw.fillText(minutes ? `−${minutes} min` : "now", left + (right - left) * (4 - minutes) / 4, height - 4);
     for (const [values, colour, filled] of lines) {
       const start = SAMPLES - values.length;
       draw.strokeStyle = draw.fillStyle = colour;
@@ -241,29 +246,31 @@
   function logarithmic(least, most) {
     const low = Math.floor(Math.log10(least)), high = Math.max(low + 2, Math.ceil(Math.log10(most)));
     const lines = [];
-    const step = high - low > 4 ? 2 : 1;
+    const step = high - low > 6 ? 2 : 1;
     for (let i = low; i <= high; i += step) lines.push([10 ** i, inSeconds(10 ** i)]);
     return { at: (v) => (Math.log10(v) - low) / (high - low), lines };
   }
 
   const looking = { throughput: null, latency: null };  // the sample that somebody points at
   function valueAt(field, at) {
-    const values = samples[field], index = at === null ? values.length - 1 : at - SAMPLES + values.length;
+    const values = samples?.[field] ?? [], index = at === null ? values.length - 1 : at - SAMPLES + values.length;
     return values[index] ?? null;
   }
+  const pointed = {};
   const ago = (at) => at === null || at === SAMPLES - 1 ? "now" : `${SAMPLES - 1 - at} s ago`;
 
   function renderPlots() {
     const empty = !samples || !samples.reads?.length;
     const { read_bytes: read = [], written_bytes: written = [] } = samples ?? {};
-    const { typical_seconds: typical = [], slow_seconds: slow = [] } = samples ?? {};
+    const { typical_seconds: typical = [], slow_seconds: slow = [], oldest_seconds: oldest = [] } = samples ?? {};
     $("throughput").dataset.samples = read.length;
-    const most = Math.max(0, ...read, ...written), known = slow.filter((v) => v !== null);
-    const quick = typical.filter((v) => v !== null);
+    const waiting = oldest.map((v) => v >= WAIT_SECONDS ? v : null), waited = valueAt("oldest_seconds", looking.latency);
+    const most = Math.max(0, ...read, ...written), known = [...slow, ...waiting].filter((v) => v !== null);
+    const quick = [...typical, ...waiting].filter((v) => v !== null);
     plot($("throughput"), most ? [[read, colours.read, true], [written, colours.write, true]] : [],
       linear(most || 2 ** 20), looking.throughput,
       empty ? "Waiting for the first sample" : most ? "" : "Nothing was read or written lately");
-    plot($("latency"), [[typical, colours.typical], [slow, colours.slow]],
+    plot($("latency"), [[typical, colours.typical], [slow, colours.slow], [waiting, colours.bad, true]],
       known.length ? logarithmic(Math.max(1e-5, Math.min(...quick)), Math.max(...known)) : logarithmic(1e-4, 1e-1),
       looking.latency, empty ? "Waiting for the first sample" : known.length ? "" : "No requests lately");
     const rate = (field, at) => empty ? "–" : `${inBytes(valueAt(field, at) ?? 0)}/s`;
@@ -272,9 +279,18 @@
       ...(looking.throughput === null ? [] : [["sr", ago(looking.throughput)]])]);
     legend("l-latency", [["typical line", "half within", empty ? "–" : inSeconds(valueAt("typical_seconds", looking.latency))],
       ["slow line", "99 % within", empty ? "–" : inSeconds(valueAt("slow_seconds", looking.latency))],
+      ...(waited >= WAIT_SECONDS ? [["waiting line", "waiting for", duration(waited)]] : []),
       ...(looking.latency === null ? [] : [["sr", ago(looking.latency)]])]);
-    for (const name of ["throughput", "latency"])
-      $(name).setAttribute("aria-label", `${name}, ${ago(looking[name])}: ${$(`l-${name}`).textContent}`);
+    for (const name of ["throughput", "latency"]) tellPlot(name);
+  }
+
+  // What a screen reader says of a plot: when it comes to it and when it is moved, not each second
+  function tellPlot(name) {
+    const at = looking[name], canvas = $(name);
+    if (document.activeElement === canvas && pointed[name] === at) return;
+    pointed[name] = at;
+    canvas.setAttribute("aria-valuenow", at === null ? 0 : at - SAMPLES + 1);
+    canvas.setAttribute("aria-valuetext", `${ago(at)}: ${$(`l-${name}`).textContent}`);
   }
 
   for (const name of ["throughput", "latency"]) {
@@ -307,8 +323,13 @@
       const columns = Math.max(1, Math.floor((width + 2) / size));
       const rows = size === 9 ? Math.min(26, Math.floor(CELLS_MAX / columns)) : Math.floor(220 / size);
       if (columns * rows >= blocks || size === 9)
-        return { size, columns, cells: Math.min(columns * rows, blocks) };
+        return { size, columns, cells: squares(blocks, columns * rows) };
     }
+  }
+  // A square stands for a power of two of blocks, so that it begins where people look for things
+  function squares(blocks, most) {
+    if (blocks === Infinity) return most;
+    return Math.ceil(blocks / 2 ** Math.max(0, Math.ceil(Math.log2(blocks / most))));
   }
   const cellBegin = (i) => map.first + Math.floor(i * (map.end - map.first) / map.cells);
 
@@ -316,15 +337,16 @@
     const part = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);
     return `rgb(${[0, 1, 2].map((i) => Math.round(part(from, i) + (part(to, i) - part(from, i)) * share))})`;
   }
-  // What is rare is what one looks for, so a little of it shows; its share makes it stronger
+  // What is rare is what one looks for, so a little of it shows; its share makes it stronger. What is most urgent
+  // covers the rest of what is in memory: mixed, they would have a colour that means nothing
   function cellColour(i) {
     const of = (kind) => map.counts[kind][i], total = cellBegin(i + 1) - cellBegin(i);
     const below = of("absent") + of("unknown") + of("stored");
-    let colour = below ? blend(of("unknown") > of("absent") ? colours.unknown : colours.absent, colours.stored,
+    const base = below ? blend(of("unknown") > of("absent") ? colours.unknown : colours.absent, colours.stored,
       of("stored") ? .25 + .75 * of("stored") / below : 0) : colours.cached;
-    for (const kind of ["cached", "dirty", "uploading"])
-      if (of(kind)) colour = kindOver(colour, colours[kind], of(kind) / total);
-    return colour;
+    const above = ["uploading", "dirty", "cached"].find(of);
+    if (!above) return base;
+    return below ? kindOver(base, colours[above], 1 - below / total) : colours[above];
   }
   function kindOver(colour, over, share) {
     const [r, g, b] = colour.startsWith("#") ? [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16))
@@ -340,7 +362,8 @@
     put("map-empty", "While no client is attached, nothing is known of its blocks.");
     for (const id of ["earlier", "later", "out", "whole"]) $(id).disabled = !known || !view;
     $("in").disabled = !known || map.end - map.first <= 16;
-    $("window").parentElement.hidden = !known;
+    $("tools").hidden = !known;
+    $("window").parentElement.hidden = !known || !view;
     if (!known) {
       put("map-text", map === null ? "Waiting for the map." : "");
       $("map-text").hidden = map !== null;
@@ -377,7 +400,7 @@
   function describeView() {
     const each = (map.end - map.first) / map.cells;
     const square = each === 1 ? `one of ${inBytes(map.block_size)}`
-      : `${trimmed(each)} of them, ${inBytes(each * map.block_size)}`;
+      : `${Number.isInteger(each) ? "" : "about "}${Math.round(each).toLocaleString("en")} of them, ${inBytes(each * map.block_size)}`;
     return `${range(map.first, map.end)} of ${map.blocks.toLocaleString("en")}; a square is ${square}`;
   }
   function describeCell() {
@@ -447,18 +470,20 @@
     figure("f-read", per(scaled(sum("read_bytes"))));
     figure("f-write", per(scaled(sum("written_bytes"))));
     const requests = sum("reads") + sum("writes") + sum("others");
-    figure("f-requests", [Math.round(requests).toLocaleString("en"), "/s"]);
+    const waiting = sum("at_work");
+    figure("f-requests", [Math.round(requests).toLocaleString("en"), waiting ? `/s, ${waiting.toLocaleString("en")} at work` : "/s"]);
     figure("f-slow", seconds(slow.length ? Math.max(...slow) : null));
     figure("f-dirty", scaled(status.exports.reduce((total, each) => total + (each.dirty_bytes ?? 0), 0)));
     const store = status.store;
     figure("f-store", store.kind === "none" ? ["–", ""] : store.kind !== "swift" ? ["Folder", ""]
-      : store.trouble_seconds !== null ? ["Failing", duration(store.trouble_seconds)]
-      : ["Swift", store.under_way ? `${store.under_way} under way` : "well"]);
+      : isFailing() ? ["Failing", duration(store.trouble_seconds)]
+      : ["Swift", store.under_way ? `${store.under_way} under way` : "well"], isFailing() ? "bad" : "");
   }
 
   function renderList() {
     document.querySelector(".columns").classList.toggle("single", status.exports.length < 2);
-    put("n-exports", status.exports.length > 1 ? `(${status.exports.length})` : "");
+    const troubled = status.exports.filter((each) => isStuck(each) || ["kept", "suspended", "lost"].includes(each.state));
+    put("n-exports", `(${status.exports.length}${troubled.length ? `, ${troubled.length} in trouble` : ""})`);
     const list = $("list");
     while (list.children.length > status.exports.length) list.lastChild.remove();
     status.exports.forEach((each, i) => {
@@ -475,26 +500,37 @@
       link.href = `#/${encodeURIComponent(each.name)}`;
       if (each.name === chosen) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
-      const [words, mood] = STATES[each.state];
+      const [words, mood] = stateOf(each);
       dot.className = `dot ${mood}`;
       put(name, visible(each.name));
-      const moving = each.now.read_bytes || each.now.written_bytes;
-      put(link.lastChild, moving ? `r ${inBytes(each.now.read_bytes)}/s, w ${inBytes(each.now.written_bytes)}/s`
-        : `${inBytes(each.size_bytes)}, ${words}`);
+      link.title = visible(each.name);
+      put(link.lastChild, each.state !== "attached" ? `${inBytes(each.size_bytes)}, ${words}`
+        : isStuck(each) ? `${plural(each.now.at_work, "request")} waiting ${duration(each.now.oldest_seconds)}`
+        : `r ${inBytes(each.now.read_bytes)}/s, w ${inBytes(each.now.written_bytes)}/s`);
     });
+    if (listed !== chosen) showChosen();
+  }
+
+  let listed = null;  // the export that the list was last moved to, should it be longer than its place
+  function showChosen() {
+    listed = chosen;
+    const box = $("list"), link = box.querySelector("[aria-current]");
+    const below = link.getBoundingClientRect().bottom - box.getBoundingClientRect().bottom;
+    const above = box.getBoundingClientRect().top - link.getBoundingClientRect().top;
+    box.scrollTop += Math.max(0, below + 8) - Math.max(0, above + 8);
   }
 
   function renderExport() {
     const each = status.exports.find((one) => one.name === chosen);
     put("name", visible(each.name));
-    pill($("state"), STATES[each.state]);
+    pill($("state"), stateOf(each));
     const facts = [inBytes(each.size_bytes)];
     if (each.object_bytes !== null) facts.push(`objects of ${inBytes(each.object_bytes)}`);
     if (each.read_only) facts.push(each.object_bytes === null ? "read-only" : "read-only, takes no lock");
     else if (each.holder) facts.push(`locked as ${visible(each.holder.replace(/@\d+$/, ""))}`);
     if (each.lease_seconds !== null) facts.push(`lock good for ${duration(each.lease_seconds)}`);
     if (each.errors) facts.push(`${plural(each.errors, "request")} failed so far`);
-    put("facts", facts.join(" · "));
+    put("facts", facts.join("\u00a0· "));
 
     renderCache(each);
     renderClients(each);
@@ -528,15 +564,39 @@
     $("clients").replaceChildren(...clients.map((client) => {
       const row = make("tr");
       row.append(make("td", "", visible(client.client)), make("td", "", duration(client.seconds)),
-        make("td", "", plural(client.at_work, "request")));
+        make("td", "", client.oldest_seconds >= WAIT_SECONDS
+          ? `${client.at_work} for ${duration(client.oldest_seconds)}` : plural(client.at_work, "request")));
       return row;
     }));
+  }
+
+  // What the trouble does, as far as one can see it from here
+  function harm() {
+    const stuck = status.exports.filter(isStuck), parts = [];
+    const requests = stuck.reduce((total, each) => total + each.now.at_work, 0);
+    const dirty = status.exports.reduce((total, each) => total + (each.dirty_bytes ?? 0), 0);
+    const leases = status.exports.map((each) => each.lease_seconds).filter((lease) => lease > 0);
+    if (stuck.length) parts.push(`${plural(requests, "request")} of ${plural(stuck.length, "export")} waiting, `
+      + `the oldest for ${duration(Math.max(...stuck.map((each) => each.now.oldest_seconds)))}`);
+    if (dirty) parts.push(`${inBytes(dirty)} in memory only`);
+    if (isFailing() && Math.min(...leases) < Infinity) parts.push(`locks hold for ${duration(Math.min(...leases))} more`);
+    return parts.join("\u00a0· ");
+  }
+
+  // For a screen reader: what is wrong, but not each second for how long already
+  let alarmed = "";
+  function alarm(text) {
+    const kind = text.replace(/\d+/g, "");
+    if (kind !== alarmed) put("alarm", text);
+    alarmed = kind;
   }
 
   function renderHealth() {
     const gone = failures > 1, trouble = status?.trouble ?? [];
     root.classList.toggle("stale", gone);
-    let text = trouble.map(visible).join("\n"), bad = status?.exports.some((each) => each.state === "lost");
+    let text = trouble.map(visible).join("\n");
+    let bad = status?.exports.some((each) => stateOf(each)[1] === "bad");
+    const stuck = status?.exports.some(isStuck), lost = status?.exports.some((each) => each.state === "lost");
     if (status?.is_stopping) text = ["The server is shutting down.", text].filter(Boolean).join("\n");
     if (gone) {
       bad = true;
@@ -545,10 +605,13 @@
     }
     $("banner").hidden = !text;
     $("banner").classList.toggle("bad", Boolean(bad));
-    put("banner", text);
+    put("trouble", text);
+    alarm(text);
+    put("harm", gone || !text ? "" : harm());
     if (!status && !gone) return;
     pill($("health"), gone ? ["no contact", "bad"] : status.is_stopping ? ["shutting down", "warn"]
-      : bad ? ["failed", "bad"] : trouble.length ? ["in trouble", "warn"] : ["all well", "good"]);
+      : lost ? ["failed", "bad"] : trouble.length ? ["in trouble", bad ? "bad" : "warn"]
+      : stuck ? ["requests wait", "warn"] : ["all well", "good"]);
   }
 
   function render() {
