@@ -46,6 +46,7 @@ REQUEST_SECONDS_MAX = 30.0
 CONNECT_SECONDS_AMONG_SEVERAL = 2.0
 SILENT_SECONDS_AMONG_SEVERAL = 5.0
 ERROR_BYTES_MAX = 64 * 1024  # of an error's body; Swift's are below 1 KiB
+UNCHANGING = ("GET", "HEAD")
 SEND_BYTES_MAX = 256 * 1024  # handed to the transport at once, between checks of its high water
 
 log = logging.getLogger(__name__)
@@ -122,8 +123,6 @@ class Http:
             try:
                 proxy = await proxies.pick(tried)
                 tried.append(proxy)
-                if exchange.changes:
-                    check_leave()
                 answer = await self._ask(proxies, proxy, exchange)
             except aiohttp.ClientConnectorCertificateError as error:
                 raise StoreError(f"{what}: {error.certificate_error}") from None
@@ -231,7 +230,7 @@ class _Exchange:
     @property
     def changes(self) -> bool:
         """Whether it changes something."""
-        return self.method not in ("GET", "HEAD")
+        return self.method not in UNCHANGING
 
     @property
     def is_harmless(self) -> bool:
@@ -301,6 +300,8 @@ class _Request(aiohttp.ClientRequest):
     """
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        if self.method not in UNCHANGING:
+            check_leave()  # not sooner: connecting may have taken long
         response = await super().send(conn)
         if conn.protocol is None:  # from Python 3.12 on that task has begun by now, and may be over
             response.close()

@@ -2,11 +2,14 @@
 """Renewals in time, what an expired lease stops, and what becomes of the requests of a device."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from errno import ESHUTDOWN
+from typing import Any
 
 import pytest
+from aiohttp import TCPConnector
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 
 from swiftnbd.errors import ConfigError, ExportError, LockLost, StoreError
 from swiftnbd.export.export import Client, Export
@@ -233,6 +236,28 @@ async def test_delete_is_not_sent_again_after_the_machine_slept(
     with pytest.raises(StoreError, match="lease is over"):
         await leased.delete("disk.part/00000000")
     assert swift.objects == {"disk.part/00000000": b"theirs"}
+    assert kept.user.told == ["suspend"]
+
+
+@pytest.mark.expects_log(STOPPED)
+@pytest.mark.parametrize("change", ["put", "delete", "set_metadata"])
+async def test_change_is_not_sent_after_the_machine_slept_while_connecting(
+    kept: Kept, swift: FakeSwift, leased: Leased, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    async def sleep_and_connect(self: TCPConnector, *arguments: Any, **named: Any) -> Connection:
+        kept.now += 600
+        return await connect(self, *arguments, **named)
+
+    connect = TCPConnector.connect
+    monkeypatch.setattr(TCPConnector, "connect", sleep_and_connect)
+    changes: dict[str, Callable[[], Awaitable[object]]] = {
+        "put": lambda: leased.put("disk.part/00000000", b"late"),
+        "delete": lambda: leased.delete("disk.part/00000000"),
+        "set_metadata": lambda: leased.set_metadata({"late": "yes"}),
+    }
+    with pytest.raises(StoreError, match="lease is over"):
+        await changes[change]()
+    assert swift.seen == []
     assert kept.user.told == ["suspend"]
 
 
