@@ -4,7 +4,7 @@
 Offsets and lengths are bytes, always inside the device and never empty: the caller has checked
 them, so implementations may assert. Methods raise `swiftnbd.errors.SwiftnbdError` with an
 ``errno`` (`swiftnbd.errors.ExportError` takes one) or OSError when they fail; the client is told
-the nearest of NBD's eight errors. Anything else is a bug: EIO, and a traceback in the log.
+the nearest of NBD's eight errors. Anything else is a bug: EIO, and a line of the log.
 
 Order: all calls come from the event loop's thread. Those that overlap in time may take effect in
 any order, but each byte is read and changed once by each. The calls of one connection on any one

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Final
 
 from swiftnbd.api.device import Device, Extent, Pending
@@ -13,6 +14,7 @@ from swiftnbd.buffers import Buffer
 # it does not have as well are a `Device`'s, which are always right, if slower.
 _WITH_READ: Final = ("read_now", "read_soon", "extents", "prefetch")
 _WITH_WRITE: Final = ("write_now", "write_soon", "zero", "trim")
+_CHANGES: Final = ("write", "zero", "trim")  # what FUA may be asked of
 # Where a filter has nothing to do it is not called either: these are the inner device's own.
 _BOUND: Final = ("read_now", "write_now", "read_soon", "write_soon", "read", "write")
 _ATTRIBUTES: Final = tuple(each.name for each in fields(Profile))
@@ -27,11 +29,14 @@ class Filter(Device):
     A filter that overrides `read` and not `read_now`, `read_soon`, `extents` or `prefetch` has
     those of a plain `Device` (decline; decline; all is data; nothing), for what the inner device
     would say there is not what it reads. One that overrides `write` and not `write_now`,
-    `write_soon`, `zero` or `trim` likewise (decline; decline; writes zeros; nothing). So a filter
-    can be slow by leaving something out, never wrong.
+    `write_soon`, `zero` or `trim` likewise (decline; decline; writes zeros; nothing). Where one of
+    its own does not take ``fua`` (or `zero` not ``fast``), it cannot do that, whatever the inner
+    device can. So a filter can be slow by leaving something out, never wrong.
     """
 
     _own: ClassVar[frozenset[str]] = frozenset()  # attributes that classes of filters set
+    _takes_fua: ClassVar[bool] = True
+    _takes_fast: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         # not a Device's: which methods a filter has says nothing of what the device can do
@@ -42,6 +47,8 @@ class Filter(Device):
                 for name in others:
                     if getattr(cls, name) is getattr(Filter, name):
                         setattr(cls, name, getattr(Device, name))
+        cls._takes_fua = all(_takes(getattr(cls, name), "fua") for name in _CHANGES)
+        cls._takes_fast = _takes(cls.zero, "fast")
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -49,7 +56,9 @@ class Filter(Device):
         for name in _ATTRIBUTES:
             if name not in kind._own:
                 setattr(self, name, getattr(device, name))
-        if kind.zero is Device.zero:
+        if self.can_fua and not kind._takes_fua and "can_fua" not in kind._own:
+            self.can_fua = False
+        if kind.zero is Device.zero or not kind._takes_fast:
             self.can_fast_zero = False
         if kind.trim is Device.trim:
             self.can_trim = False
@@ -108,6 +117,16 @@ class Filter(Device):
     async def close(self) -> None:
         """Let go of what is the filter's own, then close ``device``."""
         await self.device.close()
+
+
+def _takes(method: Any, flag: str) -> bool:
+    """Whether a method may be given a flag, as far as can be seen."""
+    try:
+        parameters = signature(method).parameters
+    except (TypeError, ValueError):
+        return True
+    kinds = {each.kind for each in parameters.values()}
+    return flag in parameters or Parameter.VAR_KEYWORD in kinds
 
 
 def if_set(**flags: bool) -> dict[str, bool]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from swiftnbd.api.parameters import others_of, parameters_of, values_of
 from swiftnbd.api.passphrases import PASSPHRASE, is_literal
 from swiftnbd.api.plugin import FilterPlugin, Plugin
+from swiftnbd.blame import file_of, said
 from swiftnbd.cli.finding import PLUGINS, find_filter, find_plugin, no_such, plugin_name
 from swiftnbd.errors import ConfigError
 from swiftnbd.server.config import FilterConfig, PluginConfig
@@ -115,6 +116,12 @@ class _Layer:
             return self.kind(**values_of(self.kind, self.told))
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
+        except OSError:
+            raise
+        except Exception as error:  # of their __post_init__, or of a kind of parameter
+            log.debug("%s cannot be made", self.name, exc_info=error)
+            where = said(error, file_of(self.kind), known=True)
+            raise ConfigError(f"{self.name} cannot be made: {where}") from error
 
 
 def _layers(given: Sequence[tuple[str, Kind]]) -> list[_Layer]:

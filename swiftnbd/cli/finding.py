@@ -10,22 +10,26 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import pkgutil
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from swiftnbd.api.plugin import API_VERSION, FilterPlugin, Plugin
+from swiftnbd.blame import said
 from swiftnbd.errors import ConfigError
+from swiftnbd.export.forms import FORMS
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 SWIFT = "swift"  # what is served without a plugin, by a name that says so
 PLUGINS = "swiftnbd.plugins"  # our package, and the group of entry points
@@ -127,8 +131,9 @@ def _find(name: str, kind: type[T], group: str) -> type[T] | None:
         return None
     try:
         found = entry.load()
-    except Exception as error:
-        raise ConfigError(f"{name}, of {entry.value}, cannot be loaded: {error!r}") from error
+    except (Exception, SystemExit) as error:
+        log.debug("%s, of %s, cannot be loaded", name, entry.value, exc_info=error)
+        raise ConfigError(f"{name}, of {entry.value}, cannot be loaded: {said(error)}") from error
     return _checked(found, kind, name)
 
 
@@ -149,16 +154,12 @@ def _load(path: Path, mtime_ns: int) -> ModuleType:
         spec.loader.exec_module(module)
     except OSError:
         raise
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be loaded: {_where(error, path)}{error!r}") from error
+    except (Exception, SystemExit) as error:
+        log.debug("%s cannot be loaded", path, exc_info=error)
+        raise ConfigError(
+            f"{path} cannot be loaded: {said(error, os.fspath(path), known=True)}"
+        ) from error
     return module
-
-
-def _where(error: Exception, path: Path) -> str:
-    """The line of a file that an error came from, if it is known."""
-    lines = [each.lineno for each in traceback.extract_tb(error.__traceback__)
-             if each.filename == os.fspath(path)]  # fmt: skip
-    return f"line {lines[-1]}: " if lines else ""
 
 
 def _defined_in(module: ModuleType, kind: type[T], name: str) -> type[T]:
@@ -169,13 +170,16 @@ def _defined_in(module: ModuleType, kind: type[T], name: str) -> type[T]:
     other, group = (FilterPlugin, FILTERS) if issubclass(kind, Plugin) else (Plugin, PLUGINS)
     if not found and _classes(module, other):
         raise ConfigError(_is_other(name, group))
+    for each in _classes(module, kind, is_whole=False):
+        method = sorted(vars(each)["__abstractmethods__"])[0]
+        raise ConfigError(f"{name}: {each.__name__} has no method {method}: write {FORMS[method]}")
     raise ConfigError(
         f"{name} defines {len(found)} classes of the kind {kind.__name__}, and should one"
     )
 
 
-def _classes(module: ModuleType, kind: type[T]) -> list[type[T]]:
-    """Those of a kind that a module defines for others."""
+def _classes(module: ModuleType, kind: type[T], *, is_whole: bool = True) -> list[type[T]]:
+    """Those of a kind that a module defines for others; or those that lack a method."""
     return [
         each
         for each in vars(module).values()
@@ -183,7 +187,7 @@ def _classes(module: ModuleType, kind: type[T]) -> list[type[T]]:
         and issubclass(each, kind)
         and each.__module__ == module.__name__
         and not each.__name__.startswith("_")
-        and not inspect.isabstract(each)
+        and inspect.isabstract(each) is not is_whole
     ]
 
 

@@ -6,16 +6,19 @@ something else than buffers may make zeros of it. Ours are not looked at, for th
 """
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from errno import EIO
 from inspect import isawaitable, iscoroutine
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from swiftnbd.api.device import Device, Extent
+from swiftnbd.api.device import Device, Extent, Pending
 from swiftnbd.api.filter import Filter, if_set
 from swiftnbd.api.plugin import FilterPlugin, Plugin
+from swiftnbd.blame import file_of, said
 from swiftnbd.buffers import Buffer
-from swiftnbd.errors import ExportError
+from swiftnbd.errors import ExportError, SwiftnbdError
+from swiftnbd.export.checked_pending import CheckedPending
+from swiftnbd.export.forms import check_methods
 
 _OURS: Final = __name__.partition(".")[0]
 _BUFFERS: Final = (bytes, bytearray, memoryview)
@@ -26,9 +29,10 @@ T = TypeVar("T")
 
 
 def checked(device: Device, maker: Plugin | FilterPlugin) -> Device:
-    """``device``, which ``maker`` made, as it can be trusted."""
+    """``device``, which ``maker`` made, as it can be trusted. Raises `ExportUnusable`."""
     if is_ours(maker):
         return device
+    check_methods(device)
     return Checked(device, f"{kind_of(maker)} {type(maker).__name__}")
 
 
@@ -51,12 +55,16 @@ class Checked(Filter):
     def __init__(self, device: Device, maker: str) -> None:
         super().__init__(device)
         self._of = f"{maker}: {type(device).__name__}"
+        self._file = file_of(type(device))
+        for name in ("read_soon", "write_soon"):  # most have none, and are not asked
+            if getattr(type(device), name) in (getattr(Device, name), getattr(Filter, name)):
+                setattr(self, name, getattr(device, name))
 
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
         try:
             pieces = self.device.read_now(offset, length)
-        except Exception:
-            log.exception("%s.read_now failed", self._of)
+        except Exception as error:
+            log.error("%s", self._failed("read_now", error))
             return None
         if pieces is not None and (wrong := _wrong_pieces(pieces, length)):
             log.error("%s.read_now(%d, %d) %s", self._of, offset, length, wrong)
@@ -66,8 +74,8 @@ class Checked(Filter):
     def write_now(self, offset: int, data: Buffer) -> bool:
         try:
             is_done = self.device.write_now(offset, data)
-        except Exception:
-            log.exception("%s.write_now failed", self._of)
+        except Exception as error:
+            log.error("%s", self._failed("write_now", error))
             return False
         if is_done is not True and is_done is not False:
             wrong = f"returned {_kind(is_done)}; it has to return True or False"
@@ -75,14 +83,24 @@ class Checked(Filter):
             return False
         return is_done
 
+    def read_soon(self, offset: int, length: int, pending: Pending) -> bool:
+        call = f"{self._of}.read_soon({offset}, {length})"
+        checked = CheckedPending(pending, call, lambda pieces: _wrong_pieces(pieces, length))
+        return checked.begin(self.device.read_soon, offset, length)
+
+    def write_soon(self, offset: int, data: Buffer, pending: Pending) -> bool:
+        call = f"{self._of}.write_soon({offset}, {len(data)} bytes)"
+        checked = CheckedPending(pending, call, lambda pieces: "")
+        return checked.begin(self.device.write_soon, offset, data)
+
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
-        pieces = await self._result("read", self.device.read(offset, length))
+        pieces = await self._result("read", self.device.read, offset, length)
         if wrong := _wrong_pieces(pieces, length):
             raise self._wrong(f"read({offset}, {length})", wrong)
         return pieces
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        await self._result("write", self.device.write(offset, data, **if_set(fua=fua)))
+        await self._result("write", self.device.write, offset, data, **if_set(fua=fua))
 
     async def zero(
         self,
@@ -94,30 +112,43 @@ class Checked(Filter):
         fast: bool = False,
     ) -> None:
         options = if_set(no_hole=no_hole, fua=fua, fast=fast)
-        await self._result("zero", self.device.zero(offset, length, **options))
+        await self._result("zero", self.device.zero, offset, length, **options)
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
-        await self._result("trim", self.device.trim(offset, length, **if_set(fua=fua)))
+        await self._result("trim", self.device.trim, offset, length, **if_set(fua=fua))
 
     async def flush(self) -> None:
-        await self._result("flush", self.device.flush())
+        await self._result("flush", self.device.flush)
 
     async def extents(self, offset: int, length: int, *, count: int) -> Sequence[Extent]:
-        found = await self._result("extents", self.device.extents(offset, length, count=count))
+        found = await self._result("extents", self.device.extents, offset, length, count=count)
         if wrong := _wrong_extents(found, length, count):
             raise self._wrong(f"extents({offset}, {length}, count={count})", wrong)
         return found
 
     async def prefetch(self, offset: int, length: int) -> None:
-        await self._result("prefetch", self.device.prefetch(offset, length))
+        await self._result("prefetch", self.device.prefetch, offset, length)
 
     async def close(self) -> None:
-        await self._result("close", self.device.close())
+        await self._result("close", self.device.close)
 
-    async def _result(self, method: str, made: Awaitable[T]) -> T:
-        if not isawaitable(made):  # in spite of its type
-            raise self._wrong(method, f"is no coroutine: write async def {method}")
-        return await made
+    async def _result(
+        self, method: str, ask: Callable[..., Awaitable[T]], *arguments: Any, **options: Any
+    ) -> T:
+        try:
+            made = ask(*arguments, **options)
+            if not isawaitable(made):  # in spite of its type
+                raise self._wrong(method, f"is no coroutine: write async def {method}")
+            return await made
+        except (SwiftnbdError, OSError):
+            raise
+        except Exception as error:
+            raise ExportError(EIO, self._failed(method, error)) from error
+
+    def _failed(self, method: str, error: Exception) -> str:
+        """What to say of an exception; all about it is in the log's details."""
+        log.debug("%s.%s failed", self._of, method, exc_info=error)
+        return f"{self._of}.{method} failed: {said(error, self._file)}"
 
     def _wrong(self, call: str, what: str) -> ExportError:
         return ExportError(EIO, f"{self._of}.{call} {what}")

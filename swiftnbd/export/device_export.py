@@ -158,7 +158,7 @@ class DeviceExport(BaseExport):
         async with self.turns:
             await self._start()
             opening = self._opening("", client)
-            return await called(self._plugin.listed(opening), f"{self.name}: listing its names")
+            return await called("listing its names", self._plugin.listed, opening)
 
     @property
     def connections(self) -> int:
@@ -191,7 +191,7 @@ class DeviceExport(BaseExport):
             await self._stop()
             self._is_current = True
         if self._started is None:
-            await called(self._plugin.start(), f"{self.name}: starting it")
+            await called("starting it", self._plugin.start)
             self._started = self._plugin
         await self._layers.start()
         if not (self.any_name or self._layers.per_connection or self._shared):
@@ -207,7 +207,7 @@ class DeviceExport(BaseExport):
         self._own.clear()
         for key, shared in list(self._shared.items()):
             try:
-                await called(shared.device.close(), f"{self.name}: closing it")
+                await called("closing it", shared.device.close)
                 del self._shared[key]
             except SwiftnbdError as error:
                 failures.append(error)
@@ -215,7 +215,7 @@ class DeviceExport(BaseExport):
             raise failures[0]
         if self._started is not None:
             plugin, self._started = self._started, None
-            await called(plugin.stop(), f"{self.name}: stopping it")
+            await called("stopping it", plugin.stop)
 
     async def _connect(self, opening: Opening) -> Device:
         """A device for one connection."""
@@ -250,14 +250,14 @@ class DeviceExport(BaseExport):
 
     async def _open(self, opening: Opening) -> Device:
         """What the plugin makes, behind all filters that belong to it."""
-        device = await called(self._plugin.open(opening), f"{self.name}: opening it")
+        device = await called("opening it", self._plugin.open, opening)
         try:
             Profile.of(device)
+            device = checked(device, self._plugin)
         except ExportUnusable:
             if isinstance(device, Device):
                 await close(device, self.name)
             raise
-        device = checked(device, self._plugin)
         if self.read_only and not device.read_only:
             device = ReadOnly(device)
         if self._layers.per_connection:

@@ -365,7 +365,7 @@ class Export(BaseExport):
 
     async def _let_go(self) -> None:
         if self._top not in (None, self.device):
-            await called(self._top.close(), f"{self.name}: closing its filters")
+            await called(f"{self.name}: closing its filters", self._top.close)
         self._top = None
         if self.device is not None:
             await self.device.close()

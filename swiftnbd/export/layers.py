@@ -17,15 +17,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from errno import EIO, EROFS
 from inspect import isawaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from swiftnbd.api.device import Device
 from swiftnbd.api.filter import Filter
 from swiftnbd.api.plugin import FilterPlugin, Opening
 from swiftnbd.api.profile import Profile
+from swiftnbd.blame import misfit, place_of, said
 from swiftnbd.buffers import Buffer
 from swiftnbd.errors import ExportError, ExportUnusable, SwiftnbdError
 from swiftnbd.export.checked import checked, is_ours
+from swiftnbd.export.forms import FORMS
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class Layers:
         await self._stop(lambda each: not _has(self._upwards, each))
         for each in self._upwards:
             if not _has(self._started, each):
-                await called(each.start(), f"starting filter {type(each).__name__}")
+                await called(f"starting filter {type(each).__name__}", each.start)
                 self._started.append(each)
 
     async def stop(self) -> None:
@@ -80,7 +82,7 @@ class Layers:
                 self._started = [one for one in self._started if one is not each]
                 what = f"stopping filter {type(each).__name__}"
                 try:
-                    await called(each.stop(), what)
+                    await called(what, each.stop)
                 except SwiftnbdError as error:
                     log.error("%s: %s", what, error)
 
@@ -166,37 +168,45 @@ async def _wrapped(device: Device, filters: Sequence[FilterPlugin], opening: Ope
     for each in filters:
         above: Device | None = None
         try:
-            above = await called(each.wrap(device, opening), f"filter {type(each).__name__}")
+            above = await called(f"filter {type(each).__name__}", each.wrap, device, opening)
             Profile.of(above)
+            safe = above if above is device else checked(above, each)
         except BaseException:
             # one that was not made to its end knows of nothing below it to be closed
             is_made = isinstance(above, Device) and hasattr(above, "size")
             await close(above if is_made and above else device, opening.name)
             raise
-        if above is not device:
-            device = checked(above, each)
+        device = safe
     return device
 
 
-async def called(work: Awaitable[T], what: str) -> T:
+async def called(what: str, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     """The result of a plugin's or filter's own code. Whatever it raises is a `SwiftnbdError`."""
-    if not isawaitable(work):  # in spite of its type
-        raise ExportUnusable(f"{what} failed: it has to be an async def")
+    form = FORMS.get(getattr(function, "__name__", ""), "")
+    if form and (wrong := misfit(function, form, *arguments)):
+        raise ExportUnusable(f"{what} failed: {wrong}")
     try:
-        return await work
+        made = function(*arguments)
+        if not isawaitable(made):  # in spite of its type
+            raise ExportUnusable(f"{what} failed: {place_of(function)}it has to be an async def")
+        return await made
     except SwiftnbdError:
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise ExportError(error.errno or EIO, f"{where}{error.strerror or error}") from error
     except Exception as error:
-        log.exception("%s failed", what)
-        raise ExportError(EIO, f"{what} failed: {error!r}") from error
+        owner = type(getattr(function, "__self__", None)).__module__
+        is_bug = owner.partition(".")[0] == __name__.partition(".")[0]
+        log.log(logging.ERROR if is_bug else logging.DEBUG, "%s failed", what, exc_info=error)
+        raise ExportError(
+            EIO, f"{what} failed: {said(error, otherwise=place_of(function))}"
+        ) from error
 
 
 async def close(device: Device, name: str) -> None:
     """Close what nobody can be told of any more: that it failed is an ERROR of the log."""
     try:
-        await called(device.close(), f"{name}: closing it")
+        await called(f"{name}: closing it", device.close)
     except SwiftnbdError as error:
         log.error("%s: closing it: %s", name, error)

@@ -3,7 +3,6 @@
 
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from errno import (
     EDQUOT,
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from swiftnbd.blame import said
 from swiftnbd.errors import ConfigError, ExportError
 from swiftnbd.scripts import module
 from swiftnbd.scripts.module import ThreadModel, here
@@ -42,7 +42,6 @@ _TOLD: Final = {
     ESHUTDOWN: ESHUTDOWN,
 }
 UNSUPPORTED: Final = (EOPNOTSUPP, ENOTSUP)
-_OURS: Final = str(Path(__file__).parent)
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Script:
 
     def __init__(self, path: Path) -> None:
         """Run the file. Raises `ConfigError`."""
-        self.shown = path.name
+        self.shown, self._file = path.name, str(path)
         module.install()
         self._names = self._run(path)
         missing = [name for name in REQUIRED if self.callback(name) is None]
@@ -133,16 +132,13 @@ class Script:
     def raised(self, name: str, error: BaseException) -> ExportError:
         """What an exception of a callback is for the client and the log."""
         log.debug("%s: %s failed", self.shown, name, exc_info=error)
-        return self.failure(name, self._said(error))
+        return self.failure(name, self._said(error, self.callback(name)))
 
-    def _said(self, error: BaseException) -> str:
+    def _said(self, error: BaseException, callback: object = None) -> str:
         """One line: where in the script, and what."""
-        lines = [each for each in traceback.extract_tb(error.__traceback__)
-                 if not each.filename.startswith(_OURS)]  # fmt: skip
-        where = f"line {lines[-1].lineno}: " if lines else ""
-        if lines and not lines[-1].filename.endswith(self.shown):
-            where = f"{lines[-1].filename}, {where}"
-        return f"{where}{type(error).__name__}: {error}".rstrip(": ")
+        code = getattr(callback, "__code__", None)  # as it was called in a way it cannot be
+        defined = "" if code is None else f"line {code.co_firstlineno}: "
+        return said(error, self._file, known=True, otherwise=defined)
 
     def dump(self) -> None:
         """What ``--dump-plugin`` shows, on standard output; the script may add to it."""

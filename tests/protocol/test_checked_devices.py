@@ -2,16 +2,19 @@
 """Plugins and filters with mistakes in them: the client gets EIO and the next reply is in step, the
 log says in a sentence what is wrong."""
 
+import asyncio
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from swiftnbd.api import Buffer, Device, Extent, Filter, FilterPlugin, Opening, Plugin
-from swiftnbd.errors import SwiftnbdError
+from swiftnbd.api import Buffer, Device, Extent, Filter, FilterPlugin, Opening, Pending, Plugin
+from swiftnbd.errors import ExportUnusable, SwiftnbdError
 from swiftnbd.export.device_export import DeviceExport
 from swiftnbd.filters.rate import Rate
 from swiftnbd.filters.stats import Stats
@@ -165,10 +168,14 @@ async def test_extents_that_cannot_be_are_told_of(
     [
         ("read_now", returns_now([b"xx"]), r"read_now\(4096, 512\) returned 2 bytes"),
         ("read_now", returns([b"x" * 512]), r"read_now\(4096, 512\) returned coroutine"),
-        ("read_now", 1, "read_now failed"),
+        (
+            "read_now",
+            lambda self, offset, length: 1 // 0,
+            r"read_now failed: test_\w+.py, line \d+:",
+        ),
         ("write_now", returns(True), r"write_now\(4096, 512 bytes\) returned coroutine; it has"),
         ("write_now", returns_now(None), r"write_now\(4096, 512 bytes\) returned None; it has to"),
-        ("write_now", 1, "write_now failed"),
+        ("write_now", lambda self, offset, data: 1 // 0, "write_now failed: .*ZeroDivisionError"),
     ],
 )
 async def test_fast_path_that_goes_wrong_has_declined(
@@ -178,7 +185,7 @@ async def test_fast_path_that_goes_wrong_has_declined(
     expects_log(f"plugin Mistaken: MistakenDevice.{said}")
     done: list[int] = []
 
-    async def write(self: Device, offset: int, data: Buffer) -> None:
+    async def write(self: Device, offset: int, data: Buffer, *, fua: bool = False) -> None:
         done.append(offset)
 
     methods = {"write": write, method: result}
@@ -191,6 +198,188 @@ async def test_fast_path_that_goes_wrong_has_declined(
         else:
             await peer.write(4096, bytes(512))
             assert done == [4096]
+        await peer.disconnect()
+
+
+async def test_exception_is_told_of_in_a_sentence(expects_log: Announce) -> None:
+    """Where it was, and no more: the rest is in the log's details."""
+    expects_log(r"MistakenDevice.read failed: test_checked_devices.py, line \d+: KeyError: 4096$")
+
+    async def read(self: Device, offset: int, length: int) -> object:
+        return {0: [b"y" * length]}[offset]
+
+    async with (
+        serving(DeviceExport("disk", Mistaken({"read": read}))) as served,
+        await served.attached() as peer,
+    ):
+        with pytest.raises(NbdError):
+            await peer.read(4096, 512)
+        assert await peer.read(0, 512) == b"y" * 512
+        await peer.disconnect()
+
+
+# What is called in another way than it was written for
+
+
+def takes(*names: str, flags: str = "") -> Method:
+    """A method with these parameters."""
+    head = ", ".join(["self", *names, *(["*", f"{flags}=False"] if flags else [])])
+    made: dict[str, Any] = {}
+    exec(f"async def method({head}):\n    pass\n", made)
+    method: Method = made["method"]
+    return method
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "said"),
+    [
+        ("read", takes("offset"), r"write it as async def read\(self, offset, length\), for it"),
+        ("read", takes("offset", "length", "flags"), "missing a required argument: 'flags'"),
+        ("write", takes("offset", "data"), r"write\(self, offset, data, \*, fua=False\), for it"),
+        (
+            "zero",
+            takes("offset", "length", flags="fua"),
+            r"zero\(.*, \*, no_hole=False, fua=False, f",
+        ),
+        ("extents", takes("offset", "length"), r"extents\(self, offset, length, \*, count\)"),
+        ("flush", takes("flags"), r"write it as async def flush\(self\)"),
+        ("read_now", 1, r"read_now\(self, offset, length\) has to be a method, and it is 1"),
+    ],
+)
+async def test_method_that_cannot_be_called_so_is_told_of_before_it_is(
+    name: str, method: Any, said: str
+) -> None:
+    with pytest.raises(ExportUnusable, match=rf"MistakenDevice.{name}: .*{said}"):
+        await DeviceExport("disk", Mistaken({name: method})).load()
+
+
+async def test_open_and_wrap_that_cannot_be_called_so_are_told_of() -> None:
+    class Odd(Plugin):
+        async def open(self) -> Device:  # type: ignore[override]
+            raise AssertionError
+
+    class OddFilter(FilterPlugin):
+        async def wrap(self, device: Device) -> Device:  # type: ignore[override]
+            raise AssertionError
+
+    with pytest.raises(SwiftnbdError, match=r"write it as async def open\(self, opening\)"):
+        await DeviceExport("disk", Odd()).load()
+    with pytest.raises(SwiftnbdError, match=r"write it as async def wrap\(self, device, opening"):
+        await DeviceExport("disk", Mistaken({}), [OddFilter()]).load()
+
+
+async def test_name_with_a_letter_wrong_is_told_of(expects_log: Announce) -> None:
+    expects_log(r"MistakenDevice.flsuh is never called: is it to be flush\?")
+    methods = {"flsuh": takes(), "other": takes(), "_raed": takes()}
+    async with serving(DeviceExport("disk", Mistaken(methods))):
+        pass
+
+
+# Requests that a device takes on
+
+
+class Later(Disk):
+    """Takes requests on, as ``ways`` has it by their offsets."""
+
+    ways: ClassVar[dict[int, Callable[["Later", Pending], object]]] = {}
+
+    def read_soon(self, offset: int, length: int, pending: Pending) -> bool:
+        return self.ways[offset](self, pending)  # type: ignore[return-value]
+
+    def write_soon(self, offset: int, data: Buffer, pending: Pending) -> bool:
+        return self.ways[offset](self, pending)  # type: ignore[return-value]
+
+
+def soon_with(*outcomes: object, result: object = True, at_once: bool = False) -> Any:
+    """Pieces that are given later, one after the other."""
+
+    def ask(device: Later, pending: Pending) -> object:
+        for pieces in outcomes:
+            if at_once:
+                pending.done(pieces)  # type: ignore[arg-type]
+            else:
+                asyncio.get_running_loop().call_soon(partial(pending.done, pieces))  # type: ignore[arg-type]
+        return result
+
+    return ask
+
+
+def in_a_thread(device: Later, pending: Pending) -> bool:
+    thread = threading.Thread(target=pending.done, args=([b"z" * 512],))
+    thread.start()
+    thread.join()
+    return True
+
+
+@dataclass
+class LaterPlugin(Plugin):
+    """`Later`."""
+
+    async def open(self, opening: Opening) -> Device:
+        return Later()
+
+
+@pytest.mark.parametrize(
+    ("way", "data"),
+    [
+        (soon_with([b"z" * 512]), b"z" * 512),
+        (soon_with(result=False), b"x" * 512),
+        (soon_with([b"z" * 512], at_once=True), b"z" * 512),
+        (soon_with([b"z" * 512], at_once=True, result=False), b"z" * 512),
+        (in_a_thread, b"z" * 512),
+    ],
+)
+async def test_read_that_a_device_takes_on_is_answered(
+    way: Any, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Later, "ways", {0: way})
+    async with (
+        serving(DeviceExport("disk", LaterPlugin())) as served,
+        await served.attached() as peer,
+    ):
+        assert await peer.read(0, 512) == data
+        assert await peer.read(0, 512) == data
+        await peer.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        (soon_with([b"z" * 511]), "returned 511 bytes; it has to return 512"),
+        (soon_with(None), "returned None; it has to return a sequence"),
+        (soon_with([b"z" * 512], [b"z" * 512], result=None), "has to return True, or False and do"),
+        (lambda device, pending: 1 // 0, "read_soon.* failed: .*ZeroDivisionError"),
+    ],
+)
+async def test_read_that_a_device_takes_on_and_spoils_fails(
+    way: Any, said: str, monkeypatch: pytest.MonkeyPatch, expects_log: Announce
+) -> None:
+    expects_log(said)
+    expects_log("Later.read_soon")
+    monkeypatch.setattr(Later, "ways", {0: way, 4096: soon_with([b"y" * 512])})
+    async with (
+        serving(DeviceExport("disk", LaterPlugin())) as served,
+        await served.attached() as peer,
+    ):
+        with pytest.raises(NbdError) as caught:
+            await peer.read(0, 512)
+        assert caught.value.number == nbd.EIO
+        assert await peer.read(4096, 512) == b"y" * 512
+        await peer.disconnect()
+
+
+async def test_write_that_nobody_knows_whether_it_was_done_fails(
+    monkeypatch: pytest.MonkeyPatch, expects_log: Announce
+) -> None:
+    expects_log("Later.write_soon")
+    monkeypatch.setattr(Later, "ways", {0: soon_with(result=None), 4096: soon_with(None)})
+    async with (
+        serving(DeviceExport("disk", LaterPlugin())) as served,
+        await served.attached() as peer,
+    ):
+        with pytest.raises(NbdError):
+            await peer.write(0, bytes(512))
+        await peer.write(4096, bytes(512))
         await peer.disconnect()
 
 
@@ -280,7 +469,9 @@ class Hasty(Plugin):
 
 
 async def test_open_without_async_is_told_of() -> None:
-    with pytest.raises(SwiftnbdError, match="opening it failed: it has to be an async def"):
+    with pytest.raises(
+        SwiftnbdError, match=r"opening it failed: test_\w+.py, line \d+: it has to be an async def"
+    ):
         await DeviceExport("disk", Hasty()).load()
 
 

@@ -188,6 +188,34 @@ def test_filter_says_what_differs_by_its_class_or_when_it_is_made() -> None:
     assert not Through(ByteDevice()).read_only
 
 
+async def test_filter_whose_methods_take_no_flags_is_not_given_them() -> None:
+    class Plain(Filter):
+        async def write(self, offset: int, data: Buffer) -> None:  # type: ignore[override]
+            await self.device.write(offset, data)
+
+        async def zero(self, offset: int, length: int, *, no_hole: bool = False) -> None:  # type: ignore[override]
+            await self.device.zero(offset, length)
+
+    class OfThat(Plain):
+        pass
+
+    class Says(Plain):
+        can_fua = None
+
+    class Takes(Filter):
+        async def trim(self, offset: int, length: int, **options: bool) -> None:
+            await self.device.trim(offset, length, **options)
+
+    device = ByteDevice()
+    for kind, fua, fast in (
+        (Plain, False, False),
+        (OfThat, False, False),
+        (Says, None, False),
+        (Takes, True, True),
+    ):
+        assert (kind(device).can_fua, kind(device).can_fast_zero) == (fua, fast)
+
+
 def test_filter_of_a_filter_keeps_what_its_base_changed() -> None:
     class Named(Inverted):
         description = "inverted"

@@ -199,7 +199,10 @@ def test_file_that_has_not_changed_gives_the_same_plugin_again() -> None:
     ("code", "text"),
     [
         ("import nothing_like_this", "line 1: ModuleNotFoundError"),
-        ("1 +", "SyntaxError"),
+        ("\n1 +", "line 2: SyntaxError: invalid syntax"),
+        ("import sys\nsys.exit(3)", "line 2: SystemExit: 3"),
+        (GREEDY.replace("open(", "opne("), "has no method open: write async def open(self, open"),
+        (GREEDY + "    def __post_init__(self):\n        1 // 0", "line 16: ZeroDivisionError"),
         (GREEDY.replace("@dataclass\n", ""), "is no dataclass"),
         (GREEDY.replace('    script', '    api_version = 2\n    script', 1), "version 2"),
         (GREEDY + GREEDY.replace("Greedy", "Other"), "defines 2 classes of the kind Plugin"),

@@ -25,6 +25,7 @@ LAYERS = {
     "plugins": 3,
     "filters": 3,
     "api": 1,
+    "blame": 1,
     "buffers": 1,
     "units": 1,
     "errors": 1,
