@@ -22,8 +22,18 @@ def parse_size(text: str, *, least: int = 1) -> int:
 
 def format_size(size: int) -> str:
     """``size`` for people: ``512 bytes``, ``64 KiB``, ``1.5 GiB``."""
-    unit = max((u for u in _UNITS.values() if u <= max(size, 1)), default=1)
+    name, unit = _unit_of(size)
     if unit == 1:
         return f"{size} bytes" if size != 1 else "1 byte"
-    name = next(n for n, u in _UNITS.items() if u == unit) + "iB"
-    return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
+    return f"{size // unit} {name}iB" if size % unit == 0 else f"{size / unit:.1f} {name}iB"
+
+
+def exact_size(size: int) -> str:
+    """`format_size`, with the bytes where that may be rounded: ``1.5 MiB (1600000 bytes)``."""
+    text = format_size(size)
+    return f"{text} ({size} bytes)" if size % _unit_of(size)[1] else text
+
+
+def _unit_of(size: int) -> tuple[str, int]:
+    """The largest unit that is not larger than ``size``."""
+    return max((unit for unit in _UNITS.items() if unit[1] <= max(size, 1)), key=lambda u: u[1])

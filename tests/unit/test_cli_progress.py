@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import io
+import re
 import sys
 from contextlib import suppress
 
@@ -77,3 +78,35 @@ def test_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> No
         advance(10)
     assert lines == []
     assert "Downloading [red]" in screen.getvalue()  # a name is no markup
+
+
+def shown_on(
+    columns: int, title: str, total: int, done: int, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """The lines that a bar draws on a terminal so wide, without colours."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with progress(title, total, quiet=False, tell=lambda _line: None) as advance:
+        advance(done)
+    plain = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", screen.getvalue())
+    return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", ["vm", "a" * 63, "n" * 256])
+def test_bar_leaves_room_for_what_ctrl_c_echoes(
+    columns: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = shown_on(columns, f"Downloading {name}", 1 << 30, 300 << 20, monkeypatch)
+    assert lines
+    assert max(len(line) for line in lines) <= columns - len("^C^C")
+    assert "300 MiB of 1 GiB" in lines[-1]
+
+
+def test_bar_has_the_units_of_the_last_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(shown_on(80, "Uploading vm", 1 << 30, 112 << 20, monkeypatch))
+    assert "112 MiB of 1 GiB" in text
+    assert " 11%" in text
+    assert "MB" not in text

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 import pytest
 
-from swiftnbd.cli.sizes import format_size, parse_size
+from swiftnbd.cli.sizes import exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,17 @@ def test_what_is_no_size_is_refused_with_a_sentence(text: str) -> None:
 )
 def test_size_is_shown(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1000, "1000 bytes"),
+        (1 << 30, "1 GiB"),
+        (1000 << 20, "1000 MiB"),
+        (1600000, "1.5 MiB (1600000 bytes)"),
+        ((1 << 30) + 1, "1.0 GiB (1073741825 bytes)"),
+    ],
+)
+def test_no_byte_is_lost_where_each_counts(size: int, text: str) -> None:
+    assert exact_size(size) == text
