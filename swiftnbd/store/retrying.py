@@ -77,7 +77,8 @@ class Pacing:
 class Effort:
     """How far an operation has come: which try this is, and how many bodies were corrupt.
 
-    ``episode`` is the outage in which it was counted as held; 0: in none.
+    ``failed`` is what was wrong before. ``episode`` is the outage in which it was counted as held;
+    0: in none.
     """
 
     what: str
@@ -85,6 +86,7 @@ class Effort:
     end: float
     tries: int = 0
     corrupt: int = 0
+    failed: StoreError | None = None
     last: bool = False
     episode: int = 0
 
@@ -233,13 +235,13 @@ class Retrying(Store):
                 effort.corrupt += 1
                 if effort.corrupt >= CORRUPT_TRIES_MAX or effort.last:
                     raise
-                failed: StoreError = error
+                effort.failed = error
             except StoreUnavailable as error:
-                failed = error
+                effort.failed = error
             if self._circuit is not None and self._circuit.is_open:
                 await self._pass(self._circuit, effort)
             else:
-                await self._wait(effort, failed)
+                await self._wait(effort, effort.failed)
 
     async def _try_in_circuit(
         self, circuit: Circuit, effort: Effort, attempt: Callable[[Effort], Awaitable[T]]
@@ -277,6 +279,10 @@ class Retrying(Store):
             async with timeout:
                 return await attempt(effort)
         except TimeoutError:
+            if isinstance(effort.failed, StoreUnavailable) and (
+                effort.last or left < LAST_TRY_SECONDS
+            ):
+                raise effort.failed from None  # that says more than a try cut short by our own end
             raise StoreUnavailable(f"{self.label}: {effort.what}: no answer") from None
 
     async def _pass(self, circuit: Circuit, effort: Effort) -> None:

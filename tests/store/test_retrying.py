@@ -306,6 +306,27 @@ async def test_a_try_that_hangs_is_ended_and_made_again(shaky: Shaky, clock: Clo
         await store.get("n")
 
 
+async def test_last_try_that_is_cut_short_does_not_hide_what_was_wrong(
+    shaky: Shaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Shaky):
+        async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
+            if not self.before:
+                await asyncio.Event().wait()
+            return await super().head(name, newest=newest)
+
+    monkeypatch.setattr("swiftnbd.store.retrying.LAST_TRY_SECONDS", 0.02)
+    silent = Silent()
+    await silent.create_container()
+    silent.before = [DOWN]
+    clock = Clock()
+    store = Retrying(silent, deadline_seconds=0.1, pacing=clock.pacing)
+    with pytest.raises(
+        StoreError, match=r"HEAD n: not done, as memory:disk: 503 \(gave up after 2"
+    ):
+        await store.head("n")
+
+
 async def test_cancellation_passes_straight_through(shaky: Shaky) -> None:
     asleep = asyncio.Event()
 
