@@ -127,13 +127,13 @@ def document(details: Details) -> dict[str, object]:
         "versioned": info.versioned,
         "created": info.created,
         "lock": _lock_document(details.seen),
-        "last_client": _mark_document(disk.last),
+        "last_client": mark_document(disk.last),
         "presence": details.presence,
     }
 
 
 def _lock_document(seen: "Sighting") -> dict[str, object] | None:
-    found = _mark_document(seen.holder)
+    found = mark_document(seen.holder)
     if found is None:
         return None
     epoch = seen.epochs[-1] if seen.epochs else None
@@ -145,7 +145,8 @@ def _lock_document(seen: "Sighting") -> dict[str, object] | None:
     }
 
 
-def _mark_document(mark: str) -> dict[str, object] | None:
+def mark_document(mark: str) -> dict[str, object] | None:
+    """Who holds a container, or held it, for programs."""
     if not mark:
         return None
     who, since = split_mark(mark)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl list``: all containers and their disks."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from swiftnbd.cli.common import (
     read_disk,
     tell,
 )
+from swiftnbd.cli.ctl_info import mark_document
 from swiftnbd.cli.exits import common_exit_code
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.sizes import format_size
@@ -39,17 +41,25 @@ class Row:
 @click.option(
     "-s", "--simple-output", "simple", is_flag=True, help="One plain line per container on stdout."
 )
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 @click.argument("containers", nargs=-1, metavar="[CONTAINER]...")
 @click.pass_obj
-def list_command(options: SharedOptions, *, simple: bool, containers: tuple[str, ...]) -> int:
+def list_command(
+    options: SharedOptions, *, simple: bool, as_json: bool, containers: tuple[str, ...]
+) -> int:
     """List these containers, or all of the secrets file, and their information."""
+    if simple and as_json:
+        raise click.UsageError("--simple-output and --json do not go together")
     auth = options.auth()
     exports = options.exports(auth, containers)
-    table = sys.stdout.isatty() and not simple
-    results = run.run_interruptible(PROGRAM, lambda: _describe_all(auth, exports, count=table))
+    table = sys.stdout.isatty() and not simple and not as_json
+    full = table or as_json
+    results = run.run_interruptible(PROGRAM, lambda: _describe_all(auth, exports, count=full))
     rows = [result for result in results if isinstance(result, Row)]
     failures = [result for result in results if not isinstance(result, Row)]
-    if table and rows:
+    if as_json:
+        click.echo(json.dumps([_document(row) for row in rows], indent=2))
+    elif table and rows:
         _print_table(rows)
     else:
         for row in rows:
@@ -101,6 +111,20 @@ def simple_line(name: str, disk: DiskInfo) -> str:
     lock = f"locked by {disk.client}" if disk.client else "unlocked"
     geometry = f"objects={disk.geometry.objects} size={disk.geometry.object_size}"
     return f"{name} {geometry} (version={VERSION}, {lock})"
+
+
+def _document(row: Row) -> dict[str, object]:
+    """For programs; the names are those of ``info --json``."""
+    geometry = row.disk.geometry
+    return {
+        "container": row.name,
+        "size": geometry.size,
+        "objects": geometry.objects,
+        "object_size": geometry.object_size,
+        "stored_objects": row.info.objects,
+        "stored_bytes": row.info.bytes_used,
+        "lock": mark_document(row.disk.client),
+    }
 
 
 def _print_table(rows: Sequence[Row]) -> None:

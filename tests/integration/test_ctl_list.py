@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import json
 import os
 import socket
 import sys
@@ -53,6 +54,26 @@ def test_without_a_terminal_lines_are_plain(
     assert first.startswith("[b] objects=3 size=65536 (version=1, locked by ")
     assert second == "a objects=2 size=65536 (version=1, unlocked)"
     assert printed.err == ""
+
+
+def test_programs_get_json_of_those_that_can_be_read(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ctl, "swiftnbd-ctl", ["-a", url, "list", "--json", "[b]", "nope", "a"]) == 4
+    printed = capsys.readouterr()
+    held, free = json.loads(printed.out)
+    assert held["lock"].keys() == {"mark", "client", "since"}
+    assert free == {
+        "container": "a",
+        "size": 131072,
+        "objects": 2,
+        "object_size": 65536,
+        "stored_objects": free["stored_objects"],
+        "stored_bytes": free["stored_bytes"],
+        "lock": None,
+    }
+    assert printed.err == "swiftnbd-ctl: nope doesn't exist\n"
+    assert run(ctl, "swiftnbd-ctl", ["-a", url, "list", "--json", "-s"]) == 2
 
 
 def test_terminal_gets_a_table(
