@@ -178,8 +178,8 @@ async def acquire(lock: "Lock", name: str) -> DiskInfo:
         raise ExportUnusable(f"{name}: {error}") from None
     except Locked as error:
         raise locked_by(name, error.holder) from None
-    except ContainerMissing:
-        raise  # and no mark of ours is there
+    except ContainerMissing:  # and no mark of ours is there
+        raise ContainerMissing(f"{name} doesn't exist") from None
     except BaseException:
         await _withdraw(lock, name)
         raise

@@ -124,8 +124,9 @@ def bench_command(
     export = _login(options, auth, container)
     limits = Limits(seconds, bytes_max)
     show = quiet or as_json
+    like = export.name if options.has_secrets else ""
     found = run.run_interruptible(
-        PROGRAM, lambda: _bench(auth, export, policy, plan, limits, quiet=show)
+        PROGRAM, lambda: _bench(auth, export, policy, plan, limits, like=like, quiet=show)
     )
     if as_json:
         print_json(document(found))
@@ -150,8 +151,10 @@ async def _bench(
     plan: "Sequence[Step]",
     limits: "Limits",
     *,
+    like: str,
     quiet: bool,
 ) -> "list[Measured]":
+    """``like``: the section of the secrets file that has the login, if there is such a file."""
     from swiftnbd.cli.benching import Bench
     from swiftnbd.cli.stores import Stores
 
@@ -162,7 +165,9 @@ async def _bench(
             policy = (info.policy or None) if info else None
         found = []
         if not quiet:
-            tell(f"measuring in {name}; should this be killed, run: swiftnbd-ctl delete {name}")
+            section = f"give it a section like [{like}] and " if like else ""
+            rescue = f"should this be killed, {section}run: swiftnbd-ctl delete {name}"
+            tell(f"measuring in {name}; {rescue}")
         async with scratch(stores.open(replace(export, name=name)), name, policy, tell) as store:
             with _status(name, len(plan), quiet=quiet) as begins:
                 async for measured in Bench(store, limits).run(plan, begins):

@@ -159,4 +159,6 @@ def _sentence(result: dict[str, Any]) -> str:
     how = "looked at" if result["fast"] else "read"
     if result["good"]:
         return f"Done, {name} is good: {checked} objects {how} in {result['seconds']:.1f} s"
-    return f"{name} is damaged: {result['objects_damaged']} of {checked} objects {how}"
+    if result["objects_damaged"]:
+        return f"{name} is damaged: {result['objects_damaged']} of the {checked} objects {how} are"
+    return f"{name} is not whole, though nothing is wrong with the {checked} objects {how}"

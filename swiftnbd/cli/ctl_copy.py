@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swiftnbd.cli.common import Held, Tell, held, on_containers, read_container, read_disk, tell
+from swiftnbd.cli.common import (
+    TRANSFER_SECONDS_MAX,
+    Held,
+    Tell,
+    held,
+    on_containers,
+    read_container,
+    read_disk,
+    tell,
+)
 from swiftnbd.cli.completion import container_argument
-from swiftnbd.cli.ctl_setup import SetupRequest, geometry_for, setup
+from swiftnbd.cli.ctl_setup import SetupRequest, disk_to_write, geometry_for, setup
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
-from swiftnbd.cli.report import json_option, print_json, quiet_option
-from swiftnbd.cli.sizes import format_size, size_option
+from swiftnbd.cli.report import json_option, quiet_option
+from swiftnbd.cli.sizes import exact_size, format_size, size_option
+from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import META_PREFIX, PART_PREFIX, DiskInfo, is_set_up
 from swiftnbd.export.pace import Pace
@@ -90,22 +100,20 @@ def copy_command(
         options,
         (source, destination),
         lambda stores: copy(*stores, request=request, tell=tell),
+        seconds=TRANSFER_SECONDS_MAX,
     )
-    if as_json:
-        print_json(
-            {
-                "source": source,
-                "destination": destination,
-                "size": disk.geometry.size,
-                "objects_copied": tally.copied,
-                "bytes_copied": tally.copied_bytes,
-                "objects_already_there": tally.already_there,
-                "objects_deleted": tally.deleted,
-                "server_side": tally.server_side,
-                "seconds": round(time.monotonic() - begin, 3),
-            }
-        )
-    tell(_sentence(request, tally))
+    summary: Summary = {
+        "source": source,
+        "destination": destination,
+        "size": disk.geometry.size,
+        "objects_copied": tally.copied,
+        "bytes_copied": tally.copied_bytes,
+        "objects_already_there": tally.already_there,
+        "objects_deleted": tally.deleted,
+        "server_side": tally.server_side,
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+    report(summary, _sentence(request, tally), as_json=as_json, tell=tell)
 
 
 def _sentence(request: CopyRequest, tally: "Tally") -> str:
@@ -123,7 +131,7 @@ async def copy(
     disk = read_disk(await read_container(source, request.source), request.source)
     if request.setup:
         await _set_up(target, disk, request, tell)
-    there = read_disk(await read_container(target, request.target), request.target)
+    there = await disk_to_write(target, request.target)
     _check_fits(disk, there, request)
     async with AsyncExitStack() as stack:
         lock_source = partial(_hold, stack, source, request.source, request.pace)
@@ -157,8 +165,8 @@ def _check_fits(disk: DiskInfo, there: DiskInfo, request: CopyRequest) -> None:
     size, room = disk.geometry.size, there.geometry.size
     if size > room:
         raise SwiftnbdError(
-            f"{request.source} has {size} bytes and does not fit: {request.target} is a disk of "
-            f"{room} bytes; run: swiftnbd-ctl resize {request.target} {size}"
+            f"{request.source} has {exact_size(size)} and does not fit: {request.target} is a disk "
+            f"of {exact_size(room)}; run: swiftnbd-ctl resize {request.target} {size}"
         )
 
 
@@ -199,4 +207,5 @@ async def _check_overwrite(there: Held, request: CopyRequest, tell: Tell) -> Non
     if await is_unfinished(there.store, COPY, there.lock.predecessor, request.source):
         tell(f"{request.target}: going on with a copy that was interrupted")
     elif not request.force and await there.store.listing(prefix=PART_PREFIX, limit=1):
-        raise SwiftnbdError(f"{request.target} holds data; to write over it, use --force")
+        more = " (of a copy that was cut short)" if await is_unfinished(there.store, COPY) else ""
+        raise SwiftnbdError(f"{request.target} holds data{more}; to write over it, use --force")

@@ -4,8 +4,8 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ async def delete(
     if not is_deleted(info.metadata):
         read_disk(info, name)
         shown = partial(progress, f"Deleting {name}", quiet=quiet, tell=tell, unit="objects")
-        deleted, transfer_seconds = await _empty(store, info, name, pace, shown)
+        deleted, transfer_seconds = await _empty(store, info, name, pace, shown, tell)
     elif await holds_foreign(store):
         raise ExportUnusable(f"{name} is no disk any more, and holds objects that never were one's")
     await _delete_container(store, name, retry_seconds)
@@ -110,7 +110,7 @@ async def delete(
 
 
 async def _empty(
-    store: Store, info: ContainerInfo, name: str, pace: "Pace | None", shown: Shown
+    store: Store, info: ContainerInfo, name: str, pace: "Pace | None", shown: Shown, tell: Tell
 ) -> tuple[int, float]:
     """Delete all objects, holding the lock, and then say in the metadata that nothing is left.
 
@@ -130,7 +130,8 @@ async def _empty(
         # Counted by the store, perhaps a moment ago; a folder would have to look at each.
         with shown(info.objects or 0) as advance:
             async with kept(lock, name) as leased:
-                deleted = await _delete_objects(leased, lock.epoch_name, advance)
+                with _telling(name, tell):
+                    deleted = await _delete_objects(leased, lock.epoch_name, advance)
                 seconds = time.monotonic() - begin
                 await leased.set_metadata(deleted_metadata())
     except BaseException:
@@ -139,6 +140,16 @@ async def _empty(
     store.set_canary(None)
     await store.delete(lock.epoch_name)
     return deleted, seconds
+
+
+@contextmanager
+def _telling(name: str, tell: Tell) -> Iterator[None]:
+    """Whoever is interrupted here leaves a disk that looks like one."""
+    try:
+        yield
+    except BaseException:
+        tell(f"{name}: some of its objects are gone, or may be; the same command goes on")
+        raise
 
 
 async def _delete_objects(store: Store, kept: str, advance: Advance) -> int:

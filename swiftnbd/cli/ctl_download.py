@@ -16,8 +16,9 @@ from swiftnbd.cli.image import STDOUT, Image, ImageFile, open_image
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
 from swiftnbd.cli.report import json_option, quiet_option
+from swiftnbd.cli.sizes import exact_size
 from swiftnbd.cli.summary import Summary, report, transferred
-from swiftnbd.errors import ConfigError
+from swiftnbd.errors import ConfigError, SwiftnbdError
 from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Buffer, Store
 
@@ -145,12 +146,19 @@ def _tell_what_stays(file: Image, tell: Tell) -> None:
 
 def _write_to_stdout(data: Buffer) -> None:
     view = memoryview(data)
-    while view:
-        view = view[os.write(sys.stdout.fileno(), view) :]
+    try:
+        while view:
+            view = view[os.write(sys.stdout.fileno(), view) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SwiftnbdError(f"cannot write standard output: {error.strerror}") from None
 
 
 def _sentence(summary: Summary) -> str:
     fetched, seconds = int(summary["bytes_fetched"]), float(summary["transfer_seconds"])
     already = int(summary["objects_already_there"])
     done = transferred(fetched, seconds, "fetched", already)
-    return f"Done, {summary['bytes']} bytes written: {done}"
+    name, image = summary["container"], summary["image"]
+    what = f"{name} is put out" if image == STDOUT else f"{image} holds {name}"
+    return f"Done, {what}, {exact_size(int(summary['bytes']))}: {done}"

@@ -11,7 +11,7 @@ from swiftnbd.cli.common import on_container, read_container, read_disk
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.report import json_option, print_fields, print_json
-from swiftnbd.cli.sizes import format_size, parse_size
+from swiftnbd.cli.sizes import exact_size, format_size, parse_size
 from swiftnbd.errors import ConfigError, SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_index, object_name
 from swiftnbd.store.base import ObjectInfo, Store
@@ -78,7 +78,7 @@ async def locate(store: Store, *, name: str, index: int | None, offset: int) -> 
     if index is None:
         if offset >= geometry.size:
             raise SwiftnbdError(
-                f"byte {offset} is beyond the end of {name}, which has {geometry.size} bytes"
+                f"byte {offset} is beyond the end of {name}, which has {exact_size(geometry.size)}"
             )
         index, at = divmod(offset, geometry.object_size)
     else:

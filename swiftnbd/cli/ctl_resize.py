@@ -9,6 +9,8 @@ earlier ``setup -f`` left behind the end is deleted, too, before the disk grows 
 
 import logging
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ import click
 
 from swiftnbd.cli.common import (
     IN_FLIGHT_MAX,
+    TRANSFER_SECONDS_MAX,
     Tell,
     held,
     on_container,
@@ -29,8 +32,9 @@ from swiftnbd.cli.ctl_setup import warn_of_limits
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
-from swiftnbd.cli.report import json_option, print_json, quiet_option
-from swiftnbd.cli.sizes import format_size, size_option
+from swiftnbd.cli.report import json_option, quiet_option
+from swiftnbd.cli.sizes import exact_size, format_size, size_option
+from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import (
     META_PREFIX,
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 # An object that no listing shows may exist all the same. So many that are not known to be absent
 # are deleted on suspicion, which takes some minutes; of more, the listing has to be believed.
 SUSPECTS_MAX = 65_536
+
+Shown = Callable[[int], AbstractContextManager[Advance]]  # progress, given a total
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +108,7 @@ def resize_command(
     """
     plan = on_container(options, container, partial(make_plan, name=container, size=size))
     if plan.after == plan.before:
-        tell(f"{container} has {format_size(plan.before.size)} already, nothing to do")
-        deleted = 0
+        deleted, done = 0, f"{container} has {exact_size(plan.before.size)} already, nothing to do"
     elif plan.shrinks and not yes and not _confirm(container, plan):
         tell("nothing was changed")
         return Exit.FAILED
@@ -111,11 +116,11 @@ def resize_command(
         action = partial(
             resize, name=container, plan=plan, quiet=quiet, tell=tell, pace=options.pace
         )
-        deleted = on_container(options, container, action)
-        tell(f"Done, {container} has {format_size(plan.after.size)} now")
-    if as_json:
-        sizes = {"size_before": plan.before.size, "size": plan.after.size}
-        print_json({"container": container, **sizes, "objects_deleted": deleted})
+        deleted = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
+        done = f"Done, {container} has {exact_size(plan.after.size)} now"
+    sizes = {"size_before": plan.before.size, "size": plan.after.size}
+    summary: Summary = {"container": container, **sizes, "objects_deleted": deleted}
+    report(summary, done, as_json=as_json, tell=tell)
     return Exit.DONE
 
 
@@ -154,30 +159,50 @@ async def resize(
     store: Store, *, name: str, plan: Plan, quiet: bool, tell: Tell, pace: Pace | None = None
 ) -> int:
     """Carry it out, holding the container's lock. How many objects were deleted."""
-    from swiftnbd.cli.known import known_objects, resized
+    from swiftnbd.cli.known import known_objects
 
-    objects = plan.after.objects
-    if objects > plan.before.objects:
+    shown = partial(progress, f"Shrinking {name}", quiet=quiet, tell=tell)
+    if plan.after.objects > plan.before.objects:
         warn_of_limits(await read_container(store, name), name, plan.after, tell)
     async with held(store, name, pace, changed=False) as holding:
         if holding.disk.geometry != plan.before:
             raise SwiftnbdError(f"{name} was set up anew meanwhile: nothing was changed")
-        store, holding.changed = holding.store, True
-        async with known_objects(holding) as known:
-            end = min(objects, plan.before.objects)
-            suspects = _suspects(known, end, plan)
-            total = max(plan.stored, suspects if suspects <= SUSPECTS_MAX else 0)
-            total *= plan.after.object_size
-            with progress(f"Shrinking {name}", total, quiet=quiet, tell=tell) as advance:
-                deleted = await _delete_behind(store, known, end, plan, advance)
-            if plan.kept_of_last:
-                await _zero_tail(store, known, objects - 1, plan)
-            # An image may be shorter than its disk. Whoever gives the disk another size uses all
-            # of it, and a download that ends where the image did would lose what came since.
-            changes = {META_PREFIX + "objects": str(objects), META_PREFIX + "image-size": ""}
-            await store.set_metadata(changes)
-            known.presence = resized(known.presence, objects)
+        holding.changed = True
+        try:
+            async with known_objects(holding) as known:
+                deleted = await _carry_out(holding.store, known, plan, shown)
+        except BaseException:
+            if plan.shrinks:
+                tell(_half_done(name, plan))
+            raise
     return deleted
+
+
+async def _carry_out(store: Store, known: "DiskObjects", plan: Plan, shown: Shown) -> int:
+    from swiftnbd.cli.known import resized
+
+    objects = plan.after.objects
+    end = min(objects, plan.before.objects)
+    suspects = _suspects(known, end, plan)
+    total = max(plan.stored, suspects if suspects <= SUSPECTS_MAX else 0)
+    with shown(total * plan.after.object_size) as advance:
+        deleted = await _delete_behind(store, known, end, plan, advance)
+    if plan.kept_of_last:
+        await _zero_tail(store, known, objects - 1, plan)
+    # An image may be shorter than its disk. Whoever gives the disk another size uses all
+    # of it, and a download that ends where the image did would lose what came since.
+    await store.set_metadata(
+        {META_PREFIX + "objects": str(objects), META_PREFIX + "image-size": ""}
+    )
+    known.presence = resized(known.presence, objects)
+    return deleted
+
+
+def _half_done(name: str, plan: Plan) -> str:
+    return (
+        f"{name} has {exact_size(plan.before.size)} still, but what lay behind "
+        f"{exact_size(plan.after.size)} may be lost in part; the same command goes on"
+    )
 
 
 def _suspects(known: "DiskObjects", end: int, plan: Plan) -> int:

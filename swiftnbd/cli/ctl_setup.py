@@ -13,12 +13,13 @@ from swiftnbd.cli.common import (
     locked_by,
     on_container,
     read_container,
+    read_disk,
     tell,
 )
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
-from swiftnbd.cli.sizes import format_size, size_option
-from swiftnbd.errors import ExportUnusable, SwiftnbdError
+from swiftnbd.cli.sizes import exact_size, format_size, size_option
+from swiftnbd.errors import ContainerMissing, ExportUnusable, SwiftnbdError
 from swiftnbd.export.layout import (
     META_PREFIX,
     OBJECT_SIZE_DEFAULT,
@@ -93,7 +94,7 @@ def setup_command(
     """
     geometry = geometry_for(objects, size, object_size)
     if size is not None and geometry.size != size:
-        tell(f"the size is rounded up to whole objects: {geometry.size} bytes")
+        tell(f"the size is rounded up to whole objects: {exact_size(geometry.size)}")
     request = SetupRequest(geometry, policy, force, exist_ok, options.pace)
     on_container(options, container, partial(setup, name=container, request=request, tell=tell))
 
@@ -145,10 +146,22 @@ async def setup(store: Store, *, name: str, request: SetupRequest, tell: Tell) -
             return
         await _set_up_existing(store, name, info, request, tell)
     warn_of_limits(await read_container(store, name), name, geometry, tell)
-    tell(
-        f"Done, {name}: {geometry.objects} objects of {geometry.object_size} bytes, "
-        f"{format_size(geometry.size)}"
-    )
+    tell(f"Done, {name}: {_described(geometry)}")
+
+
+async def disk_to_write(store: Store, name: str) -> DiskInfo:
+    """The disk that a command with ``--setup`` found; if there is none, the error names that."""
+    info = await store.info()
+    if info is None:
+        raise ContainerMissing(f"{name} doesn't exist; to make it, add --setup")
+    if not is_set_up(info.metadata):
+        raise ExportUnusable(f"{name} is not set up; to have that done, add --setup")
+    return read_disk(info, name)
+
+
+def _described(geometry: Geometry) -> str:
+    objects = f"{geometry.objects} {'object' if geometry.objects == 1 else 'objects'}"
+    return f"{objects} of {format_size(geometry.object_size)}, {exact_size(geometry.size)}"
 
 
 async def _remember_empty(store: Store, name: str, request: SetupRequest) -> None:
@@ -187,7 +200,7 @@ async def _set_up_existing(
     if request.policy and request.policy.casefold() != info.policy.casefold():
         raise SwiftnbdError(f"{name} exists with storage policy {info.policy!r}, which is for good")
     if not request.force:
-        await _refuse_in_use(store, info, name)
+        await _refuse_in_use(store, info, name, request)
     await _refuse_unreadable(store, info, name, request.geometry)
     metadata = setup_metadata(request.geometry)
     if disk is None:
@@ -201,11 +214,16 @@ async def _set_up_existing(
         tell("the disk is smaller than before: what lies behind its end stays stored, unseen")
 
 
-async def _refuse_in_use(store: Store, info: ContainerInfo, name: str) -> None:
+async def _refuse_in_use(
+    store: Store, info: ContainerInfo, name: str, request: SetupRequest
+) -> None:
     if is_set_up(info.metadata):
         disk = _parse(info)
-        size = f" with {format_size(disk.geometry.size)}" if disk else ""
-        raise SwiftnbdError(f"{name} has already been setup{size}; to set it up again, use --force")
+        found = f" with {_described(disk.geometry)}" if disk else ""
+        wanted = f", not with {_described(request.geometry)}" if disk and request.exist_ok else ""
+        raise SwiftnbdError(
+            f"{name} has already been setup{found}{wanted}; to set it up again, use --force"
+        )
     if await holds_foreign(store):
         raise SwiftnbdError(f"{name} holds objects that are no disk's; to use it, give --force")
 

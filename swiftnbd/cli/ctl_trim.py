@@ -13,6 +13,7 @@ import click
 
 from swiftnbd.cli.common import (
     IN_FLIGHT_MAX,
+    TRANSFER_SECONDS_MAX,
     Held,
     Tell,
     held,
@@ -24,8 +25,9 @@ from swiftnbd.cli.common import (
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
-from swiftnbd.cli.report import json_option, print_json, quiet_option
+from swiftnbd.cli.report import json_option, quiet_option
 from swiftnbd.cli.sizes import format_size
+from swiftnbd.cli.summary import Summary, report
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_index, object_name
 from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Listed, Store
@@ -63,16 +65,16 @@ def trim_command(
     action = partial(
         trim, name=container, dry_run=dry_run, quiet=quiet, tell=tell, pace=options.pace
     )
-    geometry, found = on_container(options, container, action)
+    geometry, found = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
     freed = found.zeros * geometry.object_size
-    if as_json:
-        counts = {"stored_objects": found.stored, "zero_objects": found.zeros, "bytes": freed}
-        print_json({"container": container, **counts, "dry_run": dry_run})
-    tell(
+    counts = {"stored_objects": found.stored, "zero_objects": found.zeros, "bytes": freed}
+    sentence = (
         f"{'Nothing was changed' if dry_run else 'Done'}, {found.zeros} of {found.stored} stored "
         f"objects {'are' if dry_run else 'were'} zeros: {format_size(freed)} "
         f"{'would be ' if dry_run else ''}freed"
     )
+    summary: Summary = {"container": container, **counts, "dry_run": dry_run}
+    report(summary, sentence, as_json=as_json, tell=tell)
 
 
 async def trim(

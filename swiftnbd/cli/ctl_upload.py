@@ -14,16 +14,14 @@ from swiftnbd.cli.common import (
     Tell,
     held,
     on_container,
-    read_container,
-    read_disk,
     tell,
 )
 from swiftnbd.cli.completion import container_argument
-from swiftnbd.cli.ctl_setup import SetupRequest, geometry_for, setup
+from swiftnbd.cli.ctl_setup import SetupRequest, disk_to_write, geometry_for, setup
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
 from swiftnbd.cli.report import json_option, quiet_option
-from swiftnbd.cli.sizes import size_option
+from swiftnbd.cli.sizes import exact_size, size_option
 from swiftnbd.cli.summary import Summary, report, transferred
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import META_PREFIX, OBJECT_SIZE_DEFAULT, PART_PREFIX, DiskInfo
@@ -114,7 +112,8 @@ def _setup_request(
         what = "is empty" if size == 0 else "does not say its size"
         raise click.UsageError(f"{source.name} {what}: give the disk's --size, or set it up before")
     if source.size_known and source.size > size:
-        raise click.UsageError(f"{source.name} has {source.size} bytes, more than --size {size}")
+        sizes = f"{exact_size(source.size)}, more than --size {exact_size(size)}"
+        raise click.UsageError(f"{source.name} has {sizes}")
     geometry = geometry_for(None, size, object_size or OBJECT_SIZE_DEFAULT)
     return SetupRequest(geometry, policy, exist_ok=True, pace=pace)
 
@@ -126,7 +125,7 @@ async def upload(
     begin = time.monotonic()
     if request.setup is not None:
         await setup(store, name=name, request=request.setup, tell=tell)
-    _check_size(source, read_disk(await read_container(store, name), name), name)
+    _check_size(source, await disk_to_write(store, name), name)
     async with held(store, name, request.pace, changed=False) as holding:
         tally, seconds = await _upload_held(holding, name, source, request, tell)
     return {
@@ -146,8 +145,8 @@ def _check_size(source: "Source", disk: DiskInfo, name: str) -> None:
     size = source.size_known
     if size is not None and size > disk.geometry.size:
         raise SwiftnbdError(
-            f"{source.name} has {size} bytes and does not fit: {name} is a disk of "
-            f"{disk.geometry.size} bytes"
+            f"{source.name} has {exact_size(size)} and does not fit: {name} is a disk of "
+            f"{exact_size(disk.geometry.size)}"
         )
 
 
@@ -213,4 +212,4 @@ def _sentence(summary: Summary) -> str:
     already = int(summary["objects_already_there"])
     done = transferred(sent, seconds, "sent", already)
     what = f"{summary['container']} holds {summary['image']}"
-    return f"Done, {what} ({summary['bytes']} bytes): {done}"
+    return f"Done, {what}, {exact_size(int(summary['bytes']))}: {done}"

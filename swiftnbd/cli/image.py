@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from swiftnbd.errors import SwiftnbdError
+from swiftnbd.units import exact_size
 
 STDOUT = "-"
 _HOLE_BYTES = 4096  # a file system's usual block: smaller holes save nothing
@@ -256,7 +257,9 @@ class ImageDevice(Image):
         with self._failing("read"):
             room = os.lseek(self._descriptor, 0, os.SEEK_END)
         if room < size:
-            raise SwiftnbdError(f"{self.path} has {room} bytes, too few for {size}")
+            raise SwiftnbdError(
+                f"{self.path} has {exact_size(room)}, too little for {exact_size(size)}"
+            )
 
     def may_hold(self, start: int, length: int) -> bool:
         return True

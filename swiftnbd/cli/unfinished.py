@@ -36,21 +36,20 @@ async def is_unfinished(
 ) -> bool:
     """Whether it did not come to its end.
 
-    ``since`` asks for more: that nobody was here since, after that tenure; ``source``: that it was
-    from there.
+    ``since`` asks for more: that nobody has changed the disk since, as of that tenure, the last
+    one; ``source``: that it was from there.
     """
     blob = await store.get(name, newest=True, size_max=_RECORD_BYTES_MAX)
     if blob is None or since is None:
         return blob is not None
     try:
         fields = json.loads(blob.data)
+        if source not in (None, fields["source"]):
+            return False
+        if since.binding:  # handed on by whoever has only looked, such as a download
+            return bool(fields["binding"] == since.binding)
         # No epoch since then, and in the metadata no mark of 0.11, which makes none
-        return (
-            (source is None or fields["source"] == source)
-            and fields["epoch"] == since.epoch
-            and since.binding in ("", fields["binding"])
-            and since.last in fields["marks"]
-        )
+        return fields["epoch"] == since.epoch and since.last in fields["marks"]
     except (ValueError, TypeError, KeyError):
         return False
 

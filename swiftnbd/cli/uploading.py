@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from swiftnbd.cli.common import IN_FLIGHT_MAX, objects_in_flight
 from swiftnbd.cli.parallel import for_each_of
+from swiftnbd.cli.sizes import exact_size
 from swiftnbd.cli.source import Source, Span
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
@@ -147,7 +148,9 @@ class Upload:
     def _check_fits(self, span: Span) -> None:
         if span.end > self._objects.presence.objects:
             size = self._objects.presence.objects * self._objects.size
-            raise SwiftnbdError(f"{self._source.name} does not fit on the disk of {size} bytes")
+            raise SwiftnbdError(
+                f"{self._source.name} does not fit on the disk of {exact_size(size)}"
+            )
 
 
 class _Hints:

@@ -122,7 +122,7 @@ CASES = [
     (4, "other not found in good", ["swiftnbd-ctl", *SWIFT, "good", "unlock", "other"]),
     (4, "none doesn't exist", ["swiftnbd-ctl", *PLACE, "unlock", "none"]),
     (4, "none doesn't exist", ["swiftnbd-ctl", *PLACE, "delete", "none"]),
-    (4, "container does not exist", ["swiftnbd-ctl", *PLACE, "download", "none", "image"]),
+    (4, "none doesn't exist", ["swiftnbd-ctl", *PLACE, "download", "none", "image"]),
     (4, "odd: object-size 3 is not", ["swiftnbd-ctl", *PLACE, "lock", "odd"]),
     (4, "odd: object-size 3 is not", ["swiftnbd-ctl", *PLACE, "download", "odd", "image"]),
     (4, "odd: object-size 3 is not", ["swiftnbd-ctl", *PLACE, "list", "-s"]),

@@ -210,9 +210,24 @@ def test_damage_in_a_real_swift_is_found(
         start = index * OBJECT_SIZE
         begin = f"WRONG: bytes {start} to {start + OBJECT_SIZE - 1}: {object_name(index)}: "
         assert line.startswith(begin)
-    assert f"{container_name} is damaged: 3 of 20 objects read" in errors
+    assert f"{container_name} is damaged: 3 of the 20 objects read are" in errors
     # Swift has set them aside; that does not make them zeros
     code, out, _ = program("check", "--json", "--fast", "-q", container_name)
     assert code == 7
     found = json.loads(out)
     assert [each["start"] // OBJECT_SIZE for each in found["damaged"]] == [3, 7, 11]
+
+
+def test_disk_of_an_unfinished_upload_is_not_called_damaged_in_no_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["-a", f"file:{tmp_path}"]
+    assert run(ctl, "swiftnbd-ctl", [*where, "setup", NAME, "4"]) == 0
+    (tmp_path / NAME / "swiftnbd" / "upload").write_bytes(b"{}")
+    capsys.readouterr()
+    assert run(ctl, "swiftnbd-ctl", [*where, "check", "-q", NAME]) == 7
+    said = capsys.readouterr()
+    assert said.out == "WRONG: an upload did not come to its end: a part of the disk is missing\n"
+    assert said.err == (
+        "swiftnbd-ctl: disk is not whole, though nothing is wrong with the 0 objects read\n"
+    )

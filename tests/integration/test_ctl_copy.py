@@ -217,7 +217,8 @@ async def test_copy_does_not_go_on_over_what_somebody_wrote_since(told: Told, wh
     elif who == "0.11":
         await two.set_metadata({"swiftnbd-last": "192.0.2.7:4242@1700000000"})
     wanted = CopyRequest("other" if who == "another copy" else "one", "two", quiet=True)
-    with pytest.raises(SwiftnbdError, match="two holds data; to write over it, use --force"):
+    refusal = r"two holds data \(of a copy that was cut short\); to write over it, use --force"
+    with pytest.raises(SwiftnbdError, match=refusal):
         await copy(one, two, request=wanted, tell=told)
 
 
@@ -299,5 +300,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "objects_deleted": 0,
         "server_side": True,
     }
-    assert "two is a copy of one: 1 objects (64 KiB) copied by the store itself" in said.err
+    assert "is a copy of" not in said.err
+    assert run(ctl, "swiftnbd-ctl", [*where, "copy", "one", "three", "--setup", "-q"]) == 0
+    done = "three is a copy of one: 1 objects (64 KiB) copied by the store itself"
+    assert done in capsys.readouterr().err
     assert (tmp_path / "two" / "disk.part" / "00000003").read_bytes() == data

@@ -171,6 +171,7 @@ async def test_interrupted_delete_gives_the_lock_back(told: Told) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "client" not in await metadata(store)
+    assert told == ["disk: some of its objects are gone, or may be; the same command goes on"]
 
 
 async def test_failed_delete_gives_the_lock_back(told: Told) -> None:

@@ -367,7 +367,7 @@ async def test_device_that_is_too_small_is_left_alone(
     request = SetupRequest(Geometry(9, OBJECT_SIZE))
     await setup(store, name=NAME, request=request, tell=told)
     with (
-        pytest.raises(SwiftnbdError, match="has 32768 bytes, too few for 36864"),
+        pytest.raises(SwiftnbdError, match="has 32 KiB, too little for 36 KiB"),
         open_image(str(device), force=True, container=NAME) as file,
     ):
         await download(store, name=NAME, file=file, quiet=True, tell=told)

@@ -68,7 +68,7 @@ async def test_what_is_stored_is_told(disk: Store) -> None:
 
 async def test_beyond_the_end_is_one_sentence(disk: Store) -> None:
     with pytest.raises(
-        SwiftnbdError, match="byte 32768 is beyond the end of disk, which has 32768"
+        SwiftnbdError, match="byte 32768 is beyond the end of disk, which has 32 KiB"
     ):
         await locate(disk, name=NAME, index=None, offset=8 * OBJECT_SIZE)
     with pytest.raises(SwiftnbdError, match=r"whose last object is disk\.part/00000007"):

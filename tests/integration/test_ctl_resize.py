@@ -173,11 +173,14 @@ async def test_wherever_it_stops_the_disk_is_whole_and_the_next_try_ends_it(fail
         return None
 
     store.plan = fail_once
+    told = Told()
     try:
-        await resize(store, name=NAME, plan=plan, quiet=True, tell=Told())
+        await resize(store, name=NAME, plan=plan, quiet=True, tell=told)
     except StoreError:
         store.plan = script
         now = await content(store)
+        is_told = any("disk has 32 KiB still, but what lay behind" in line for line in told)
+        assert is_told == (len(now) == len(before)) or now == before
         assert now[:size] == before[:size]
         assert len(now) in (8 * OBJECT_SIZE, 5 * OBJECT_SIZE)
         await MemoryStore(NAME, account).set_metadata({"swiftnbd-client": ""})
@@ -240,6 +243,7 @@ def test_smaller_only_after_a_yes(
             "size": 1 << 19,
             "objects_deleted": 1,
         }
+        assert "Done" not in said.err
     elif not asked:
         assert f"{loss}; to do that, give --yes" in said.err
     assert (part / "00000015").exists() == (code != 0)

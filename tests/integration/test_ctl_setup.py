@@ -95,7 +95,7 @@ async def test_new_container_is_created_with_exactly_this_metadata(
     assert found == FRESH | {"epoch": "1"}
     assert told == [
         "disk doesn't exist, will be created",
-        "Done, disk: 8 objects of 4096 bytes, 32 KiB",
+        "Done, disk: 8 objects of 4 KiB, 32 KiB",
     ]
 
 
@@ -121,8 +121,10 @@ async def test_container_with_objects_needs_force(store: Store, told: Told) -> N
 
 
 async def test_disk_is_not_set_up_twice_without_force(disk: Store) -> None:
-    refusal = "disk has already been setup with 32 KiB; to set it up again, use --force"
-    assert await refused(disk) == refusal
+    assert await refused(disk) == (
+        "disk has already been setup with 8 objects of 4 KiB, 32 KiB; "
+        "to set it up again, use --force"
+    )
 
 
 async def test_locked_container_is_refused_even_with_force(disk: Store) -> None:
@@ -189,7 +191,10 @@ async def test_exist_ok_leaves_the_same_disk_alone_even_locked(disk: Store, told
 
 
 async def test_exist_ok_refuses_another_geometry(disk: Store) -> None:
-    assert "already been setup" in await refused(disk, 9, exist_ok=True)
+    assert await refused(disk, 9, exist_ok=True) == (
+        "disk has already been setup with 8 objects of 4 KiB, 32 KiB, "
+        "not with 9 objects of 4 KiB, 36 KiB; to set it up again, use --force"
+    )
 
 
 async def test_exist_ok_creates_what_is_not_there(store: Store, told: Told) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from swiftnbd.cli.common import held
+from swiftnbd.cli.ctl_download import download
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.ctl_upload import UploadRequest, upload
+from swiftnbd.cli.image import ImageFile
 from swiftnbd.cli.source import Source
 from swiftnbd.cli.summary import Summary
 from swiftnbd.cli.unfinished import UPLOAD
@@ -129,7 +131,7 @@ async def test_image_that_is_too_large_changes_nothing(
 ) -> None:
     write(image, bytes(DISK_BYTES + 1))
     before = await metadata(disk)
-    with pytest.raises(SwiftnbdError, match=rf"has {DISK_BYTES + 1} bytes and does not fit: disk"):
+    with pytest.raises(SwiftnbdError, match=r"\(\d+ bytes\) and does not fit: disk"):
         await run(disk, image, told)
     assert await metadata(disk) == before
 
@@ -243,6 +245,17 @@ async def test_interrupted_upload_that_somebody_has_used_needs_force(
     assert await content(store) == read(image)
 
 
+async def test_interrupted_upload_goes_on_after_somebody_has_only_looked(
+    image: Path, told: Told, tmp_path: Path
+) -> None:
+    write(image, blocks(_0=b"a", _1=b"b", _3=b"c", _5=b"d", _7=b"e"))
+    store = await interrupted(image, told)
+    with ImageFile(str(tmp_path / "out"), force=False, container=NAME) as file:
+        await download(store, name=NAME, file=file, quiet=True, tell=told)
+    assert (await run(store, image, told))["objects_already_there"] == 3
+    assert await content(store) == read(image)
+
+
 async def test_etag_of_a_listing_alone_is_not_believed(image: Path, told: Told) -> None:
     class Stale(MemoryStore):
         """Its listing says what an object was like before the last write."""
@@ -332,20 +345,44 @@ def test_image_comes_back_through_pipes(tmp_path: Path) -> None:
     assert ctl(tmp_path, "download", "-q", "other", "-").stdout == data  # and not a byte more
 
 
+def test_full_disk_behind_standard_output_is_named(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("swiftnbd-ctl")
+    command = [sys.executable, str(program), "-a", "file:store", "download", "-q", "disk", "-"]
+    assert ctl(tmp_path, "setup", "disk", "1").returncode == 0
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == (b"swiftnbd-ctl: cannot write standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("code", "sentence", "arguments"),
     [
         (1, "cannot read none: No such file or directory", ["none", "disk"]),
         (1, "cannot read store: it is a folder", ["store", "disk"]),
-        (1, "has 70001 bytes and does not fit: disk is a disk of 65536 bytes", ["big", "disk"]),
+        (
+            1,
+            "has 68.4 KiB (70001 bytes) and does not fit: disk is a disk of 64 KiB",
+            ["big", "disk"],
+        ),
         (2, "--size, --object-size and --policy are for --setup", ["big", "disk", "--size", "1G"]),
-        (2, "has 70001 bytes, more than --size 65536", ["--setup", "--size=64K", "big", "new"]),
+        (
+            2,
+            "has 68.4 KiB (70001 bytes), more than --size 64 KiB",
+            ["--setup", "--size=64K", "big", "new"],
+        ),
         (2, "empty is empty: give the disk's --size", ["--setup", "empty", "new"]),
         (2, "standard input does not say its size: give", ["--setup", "-", "new"]),
-        (1, "standard input does not fit on the disk of 65536 bytes", ["-f", "-", "disk"]),
-        (4, "new doesn't exist", ["big", "new"]),
+        (1, "standard input does not fit on the disk of 64 KiB", ["-f", "-", "disk"]),
+        (4, "new doesn't exist; to make it, add --setup", ["big", "new"]),
         (3, "locked is locked by", ["empty", "locked"]),
-        (1, "has already been setup", ["--setup", "big", "disk"]),
+        (
+            1,
+            "has already been setup with 1 object of 64 KiB, 64 KiB, not with 2 objects of 64 KiB",
+            ["--setup", "big", "disk"],
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(
