@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_units_pass_systemds_check(folder: Path) -> None:
-    others = (".sysusers", ".py")
+    others = (".sysusers", ".py", ".rules")
     units = sorted(path.name for path in folder.iterdir() if path.suffix not in others)
     assert len(units) == 5
     paths = [f"./{name}" for name in units]

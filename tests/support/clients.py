@@ -45,6 +45,7 @@ PACKAGES = {
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
     "systemd-sysusers": "systemd",
+    "udevadm": "udev",
     "umount": "mount",
     "xz": "xz-utils",
 }

@@ -32,7 +32,10 @@ from tests.support.clients import Output, find, missing, run
 
 BOOT_SECONDS_MAX = 240  # a slow machine without KVM; here it takes 15 to 30
 UNUSED_SECONDS_MAX = 7 * 24 * 3600
-PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync", "fallocate", "blkdiscard")
+PROGRAMS = (
+    *("nbd-client", "mke2fs", "e2fsck", "mount", "umount", "rsync", "fallocate", "blkdiscard"),
+    "udevadm",
+)
 MODULES = ("virtio_pci", "virtio_net", "ext4", "nbd")
 SCRIPTS = (
     *("init", "device", "outage", "page", "powercut", "reconnect", "recover", "roundtrip", "soak"),
@@ -40,7 +43,8 @@ SCRIPTS = (
 
 _HERE = Path(__file__).parent
 _RECONNECT = _HERE.parents[1] / "docs/systemd/nbd-reconnect.py"
-_BUILD_VERSION = "6"  # change it when the build itself changes
+_UDEV_RULES = _HERE.parents[1] / "docs/systemd/60-nbd.rules"
+_BUILD_VERSION = "7"  # change it when the build itself changes
 _XZ_MAGIC = b"\xfd7zXZ\0"
 
 
@@ -211,6 +215,7 @@ def _fingerprint(kernel_name: str) -> str:
     for program in ("busybox", *PROGRAMS):
         digest.update(find(program).read_bytes())
     digest.update(f"{sys.executable} {sys.version} {_RECONNECT.read_text()}".encode())
+    digest.update(_UDEV_RULES.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -273,6 +278,8 @@ def _copy_libraries(program: Path, tree: Path) -> None:
 def _copy_scripts(tree: Path) -> None:
     shutil.copy(_HERE / "vm_init.sh", tree / "init")
     (tree / "init").chmod(0o755)
+    (tree / "etc/udev/rules.d").mkdir(parents=True)
+    shutil.copy(_UDEV_RULES, tree / "etc/udev/rules.d")
     for name in SCRIPTS[1:]:
         shutil.copy(_HERE / f"vm_{name}.sh", tree / "scripts" / name)
 
