@@ -58,7 +58,7 @@ def download_command(
         with open_image(image, force=force, container=container) as file:
             action = partial(download, file=file, **how)
             summary = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
-    report(summary, _sentence(summary), as_json=as_json, tell=tell)
+    report(summary, _sentence(summary, image), as_json=as_json, tell=tell)
 
 
 async def download(
@@ -155,10 +155,10 @@ def _write_to_stdout(data: Buffer) -> None:
         raise SwiftnbdError(f"cannot write standard output: {error.strerror}") from None
 
 
-def _sentence(summary: Summary) -> str:
+def _sentence(summary: Summary, image: str) -> str:
     fetched, seconds = int(summary["bytes_fetched"]), float(summary["transfer_seconds"])
     already = int(summary["objects_already_there"])
     done = transferred(fetched, seconds, "fetched", already)
-    name, image = summary["container"], summary["image"]
+    name = summary["container"]
     what = f"{name} is put out" if image == STDOUT else f"{image} holds {name}"
     return f"Done, {what}, {exact_size(int(summary['bytes']))}: {done}"
