@@ -47,7 +47,7 @@ def current_process() -> Process | None:
     """This process; None where Linux does not say enough to tell it from all others."""
     with suppress(OSError):
         stat = _stat(os.getpid())
-        with open(_BOOT_ID, encoding="ascii") as file:
+        with open(_BOOT_ID, encoding="utf-8") as file:  # which is loaded, whoever we are by now
             boot = file.read().strip()
         space = os.readlink("/proc/self/ns/pid")
         if stat is not None and boot:
