@@ -97,9 +97,9 @@ def test_requests_fail_after_the_timeout_and_what_was_written_is_stored_later(
             assert client.read(0, len(NEW)) == NEW
         client.flush()
         assert client.read(FAR, len(OLD)) == OLD
+    image = disk.image_at_rest()
     assert lines(disk, f"WARNING.*{BEGAN}") == 1
     assert lines(disk, f"INFO.*{OVER}") == 1
-    image = disk.image_at_rest()
     assert image[: len(NEW)] == image[SIZE : SIZE + len(NEW)] == NEW
 
 
@@ -122,9 +122,9 @@ def test_requests_wait_for_swift_and_are_answered_within_a_second_of_its_return(
         flush.result(30)
         assert read.result(30) == OLD
         print(f"answered {time.monotonic() - back:.2f} s after Swift was back")
+    assert disk.image_at_rest()[: len(NEW)] == NEW
     assert lines(disk, f"WARNING.*{BEGAN}") == 1
     assert lines(disk, f"INFO.*{OVER}") == 1
-    assert disk.image_at_rest()[: len(NEW)] == NEW
 
 
 def test_an_outage_that_outlasts_the_lease_suspends_and_nothing_is_lost(

@@ -7,7 +7,10 @@ import pwd
 import re
 import signal
 import stat
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,18 +27,24 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Somebody else's store, in a folder of ours that everybody can enter."""
-    folder = tmp_path_factory.mktemp("shared")
+def folder() -> Iterator[Path]:
+    """Somebody else's store, in a folder of ours that everybody can enter.
+
+    It is none of pytest's: each pytest that starts takes those away from everybody else.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        fill(Path(name))
+        yield Path(name)
+
+
+def fill(folder: Path) -> None:
     store = DirectoryStore(folder / "store", "disk")
     asyncio.run(store.create_container(setup_metadata(Geometry(4, 65536))))
-    for path in (folder, *folder.parents[:3]):  # of a worker of several, too
-        path.chmod(path.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    folder.chmod(0o755)
     for path in (folder / "store", *(folder / "store").rglob("*")):
         os.chown(path, NOBODY, NOBODY)
     (folder / "secrets").write_text("[disk]\n")
     (folder / "secrets").chmod(0o600)
-    return folder
 
 
 def identities(pid: int) -> dict[str, list[str]]:
@@ -43,6 +52,15 @@ def identities(pid: int) -> dict[str, list[str]]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return {name: found[name].split() for name in ("Uid", "Gid", "Groups", "CapEff", "CapPrm")}
+
+
+def threads(pid: int) -> list[dict[str, list[str]]]:
+    """The identities of each, at least that of the first."""
+    found = [identities(pid)]
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found.append(identities(int(task)))
+    return found
 
 
 @needs_root
@@ -58,8 +76,7 @@ def test_root_is_given_up_by_every_thread_once_all_is_open(folder: Path) -> None
             client.flush()
             client.disconnect()
         pid = running.process.pid
-        for task in os.listdir(f"/proc/{pid}/task"):
-            found = identities(int(task))
+        for found in threads(pid):
             assert set(found["Uid"]) == set(found["Gid"]) == {str(NOBODY)}
             assert str(os.getegid()) not in found["Groups"]
             assert {found["CapEff"][0], found["CapPrm"][0]} == {"0" * 16}

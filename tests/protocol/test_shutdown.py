@@ -334,7 +334,7 @@ async def test_second_signal_cuts_the_shutdown_short_and_reports_what_is_lost(
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0)
         server._on_signal()
-        assert await asyncio.wait_for(stopping, 5) is False  # though the store hangs
+        assert await soon(stopping) is False  # though the store hangs
         assert store.holder
         assert await peer.closed_by_server()
         gate.open()
@@ -408,7 +408,7 @@ async def test_shutdown_that_is_cut_short_while_locking_reports_the_lock(
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0)
         server._on_signal()
-        assert await asyncio.wait_for(stopping, 5) is False
+        assert await soon(stopping) is False
         assert store.holder
         served.exports["disk"]._holding.lock = None
 

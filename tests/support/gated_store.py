@@ -32,7 +32,7 @@ class Gate:
     async def reached(self, times: int = 1) -> None:
         """Return when so many more requests have arrived."""
         for _ in range(times):
-            await asyncio.wait_for(self.arrived.acquire(), 10)
+            await asyncio.wait_for(self.arrived.acquire(), 30)
 
     def open(self) -> None:
         """Let all pass, now and later."""

@@ -544,14 +544,14 @@ async def test_failed_device_never_answers_again_and_says_what_is_lost() -> None
 
 
 async def test_flush_of_much_on_a_slow_store_goes_on_as_long_as_something_is_stored() -> None:
-    async with a_disk(settings=caching(32), flush_seconds=0.6) as disk:
+    async with a_disk(settings=caching(32), flush_seconds=1.5) as disk:
         gates = [Gate() for _ in range(6)]
         for gate in gates:
             disk.script.on("put", Fault(before=gate))
         await disk.device.write(0, A * 6)
         flushing = await begun(disk.device.flush())
-        for gate in gates:  # 0.9 s, longer than it may take without any progress
-            await asyncio.sleep(0.15)
+        for gate in gates:  # 1.8 s, longer than it may take without any progress
+            await asyncio.sleep(0.3)
             gate.open()
         await flushing
         assert disk.image()[: 6 * SIZE] == A * 6
@@ -564,7 +564,7 @@ async def test_object_that_cannot_be_stored_stalls_no_other() -> None:
         disk.store.plan = lambda call: poison if call.name == name(0) else plan(call)
         await disk.device.write(0, A)
         for index in range(1, 64):
-            await asyncio.wait_for(disk.device.write(index * SIZE, B), 5)
+            await asyncio.wait_for(disk.device.write(index * SIZE, B), 30)
         disk.store.plan = plan
         await disk.device.flush()
         assert disk.image() == A + B * 63
