@@ -15,7 +15,7 @@ from swiftnbd.api.device import Device, Extent, Pending
 from swiftnbd.api.filter import Filter, if_set
 from swiftnbd.api.plugin import FilterPlugin, Plugin
 from swiftnbd.blame import file_of, said
-from swiftnbd.buffers import Buffer
+from swiftnbd.buffers import Buffer, is_hole
 from swiftnbd.errors import ExportError, SwiftnbdError
 from swiftnbd.export.checked_pending import CheckedPending
 from swiftnbd.export.forms import check_methods
@@ -26,6 +26,8 @@ _BUFFERS: Final = (bytes, bytearray, memoryview)
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+ReadNow = Callable[[int, int], Sequence[Buffer] | None]
+WriteNow = Callable[[int, Buffer], bool]
 
 
 def checked(device: Device, maker: Plugin | FilterPlugin) -> Device:
@@ -56,32 +58,53 @@ class Checked(Filter):
         super().__init__(device)
         self._of = f"{maker}: {type(device).__name__}"
         self._file = file_of(type(device))
-        for name in ("read_soon", "write_soon"):  # most have none, and are not asked
-            if getattr(type(device), name) in (getattr(Device, name), getattr(Filter, name)):
-                setattr(self, name, getattr(device, name))
+        looked_at: dict[str, Callable[[Any], Any]] = {
+            "read_now": self._read_now_of,
+            "write_now": self._write_now_of,
+        }
+        for name in ("read_now", "write_now", "read_soon", "write_soon"):
+            ask = getattr(device, name)
+            if not _is_own(device, name):  # asked straight: it declines, or was looked at below
+                setattr(self, name, ask)
+            elif name in looked_at:
+                setattr(self, name, looked_at[name](ask))
 
-    def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
-        try:
-            pieces = self.device.read_now(offset, length)
-        except Exception as error:
-            log.error("%s", self._failed("read_now", error))
-            return None
-        if pieces is not None and (wrong := _wrong_pieces(pieces, length)):
-            log.error("%s.read_now(%d, %d) %s", self._of, offset, length, wrong)
-            return None
-        return pieces
+    def _read_now_of(self, ask: ReadNow) -> ReadNow:
+        """`read_now`, which is asked most: one piece is soon seen to be right."""
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        try:
-            is_done = self.device.write_now(offset, data)
-        except Exception as error:
-            log.error("%s", self._failed("write_now", error))
-            return False
-        if is_done is not True and is_done is not False:
-            wrong = f"returned {_kind(is_done)}; it has to return True or False"
-            log.error("%s.write_now(%d, %d bytes) %s", self._of, offset, len(data), wrong)
-            return False
-        return is_done
+        def read_now(offset: int, length: int) -> Sequence[Buffer] | None:
+            try:
+                pieces = ask(offset, length)
+            except Exception as error:
+                log.error("%s", self._failed("read_now", error))
+                return None
+            if pieces is None:
+                return None
+            if type(pieces) is list and len(pieces) == 1:
+                piece = pieces[0]
+                if (type(piece) is bytes or is_hole(piece)) and len(piece) == length:
+                    return pieces
+            if wrong := _wrong_pieces(pieces, length):
+                log.error("%s.read_now(%d, %d) %s", self._of, offset, length, wrong)
+                return None
+            return pieces
+
+        return read_now
+
+    def _write_now_of(self, ask: WriteNow) -> WriteNow:
+        def write_now(offset: int, data: Buffer) -> bool:
+            try:
+                is_done = ask(offset, data)
+            except Exception as error:
+                log.error("%s", self._failed("write_now", error))
+                return False
+            if is_done is not True and is_done is not False:
+                wrong = f"returned {_kind(is_done)}; it has to return True or False"
+                log.error("%s.write_now(%d, %d bytes) %s", self._of, offset, len(data), wrong)
+                return False
+            return is_done
+
+        return write_now
 
     def read_soon(self, offset: int, length: int, pending: Pending) -> bool:
         call = f"{self._of}.read_soon({offset}, {length})"
@@ -154,9 +177,22 @@ class Checked(Filter):
         return ExportError(EIO, f"{self._of}.{call} {what}")
 
 
+def _is_own(device: Device, name: str) -> bool:
+    """Whether it is its own method, and not one that declines or is that of the device below."""
+    of_kind = getattr(type(device), name)
+    if of_kind is getattr(Device, name):
+        return name in vars(device)
+    if of_kind is getattr(Filter, name):
+        below = getattr(device, "device", None)
+        return bool(getattr(device, name) != getattr(below, name, None))
+    return True
+
+
 def _wrong_pieces(pieces: object, length: int) -> str:
     """What is wrong with the result of a read; '' if it is right."""
-    if isinstance(pieces, _BUFFERS) or not isinstance(pieces, Sequence):
+    if type(pieces) is not list and (
+        isinstance(pieces, _BUFFERS) or not isinstance(pieces, Sequence)
+    ):
         return f"returned {_kind(pieces)}; it has to return a sequence of buffers, like [data]"
     found = 0
     for piece in pieces:
