@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes as people write them: ``65536``, ``64K``, ``10G``; always powers of 1024."""
+"""Sizes as people write them: ``65536``, ``64K``, ``10G``; always powers of 1024. And times."""
 
 import re
 
@@ -32,6 +32,17 @@ def exact_size(size: int) -> str:
     """`format_size`, with the bytes where that may be rounded: ``1.5 MiB (1600000 bytes)``."""
     text = format_size(size)
     return f"{text} ({size} bytes)" if size % _unit_of(size)[1] else text
+
+
+def format_seconds(seconds: float) -> str:
+    """A time for people, in its two largest units: ``48 s``, ``12 min 5 s``, ``1 h 30 min``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (number, _) in enumerate(parts) if number), len(parts) - 1)
+    shown = parts[first : first + 2]
+    return " ".join(f"{n} {unit}" for i, (n, unit) in enumerate(shown) if n or not i)
 
 
 def _unit_of(size: int) -> tuple[str, int]:

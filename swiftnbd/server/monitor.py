@@ -13,6 +13,7 @@ from swiftnbd.export.block_map import CELLS_MAX
 from swiftnbd.export.status import ExportState
 from swiftnbd.metrics import StoreTraffic
 from swiftnbd.server.history import EXPORTS_PER_TURN, Recorder, RequestsAtWork
+from swiftnbd.units import format_seconds
 
 CLIENTS_SHOWN_MAX = 100  # of one answer; how many there are is said in any case
 
@@ -62,9 +63,8 @@ class Monitor:
             if its is state
         ]
         if self.traffic is not None and (seconds := self.traffic.trouble_seconds) is not None:
-            found.append(
-                f"Swift has been failing for {seconds:.0f} s; what is not stored yet is kept"
-            )
+            since = format_seconds(seconds)
+            found.append(f"Swift has been failing for {since}; what is not stored yet is kept")
         return found
 
     @property

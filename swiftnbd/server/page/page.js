@@ -586,7 +586,7 @@
   // For a screen reader: what is wrong, but not each second for how long already
   let alarmed = "";
   function alarm(text) {
-    const kind = text.replace(/\d+/g, "");
+    const kind = text.replace(/(\d+ (d|h|min|s)\b ?)+/g, "");
     if (kind !== alarmed) put("alarm", text);
     alarmed = kind;
   }
