@@ -36,7 +36,7 @@ STEPS_MAX = 200  # a tenth of a second each would say nothing
 CLEAN_TRIES_MAX = 6
 CLEAN_RETRY_SECONDS = 0.5  # doubles: 15 s in all
 
-_BAR = 20  # characters of the plot's longest bar
+_BAR = 16  # characters of the plot's longest bar; 80 columns hold it, and six numbers before
 _NAMES = {"put": "PUT", "get": "GET", "part": "GET part"}  # of 64 KiB
 
 
@@ -169,7 +169,7 @@ async def _bench(
             rescue = f"should this be killed, {section}run: swiftnbd-ctl delete {name}"
             tell(f"measuring in {name}; {rescue}")
         async with scratch(stores.open(replace(export, name=name)), name, policy, tell) as store:
-            with _status(name, len(plan), quiet=quiet) as begins:
+            with _status(len(plan), quiet=quiet) as begins:
                 async for measured in Bench(store, limits).run(plan, begins):
                     found.append(measured)
                     if not quiet and not sys.stdout.isatty():
@@ -223,7 +223,7 @@ async def _remove(store: Store, retry_seconds: float) -> None:
 
 
 @contextmanager
-def _status(name: str, total: int, *, quiet: bool) -> "Iterator[Callable[[Step], None]]":
+def _status(total: int, *, quiet: bool) -> "Iterator[Callable[[Step], None]]":
     """Says on a terminal what is being measured."""
     if quiet or not sys.stderr.isatty():
         yield lambda _step: None
@@ -231,12 +231,12 @@ def _status(name: str, total: int, *, quiet: bool) -> "Iterator[Callable[[Step],
     from rich.console import Console
 
     number = 0
-    with Console(stderr=True).status(f"Measuring in {name}") as status:
+    with Console(stderr=True).status("Measuring") as status:
 
         def begins(step: "Step") -> None:
             nonlocal number
             number += 1
-            status.update(f"Measuring in {name}, {number} of {total}: {_title(step)}")
+            status.update(f"Measuring, {number} of {total}: {_title(step)}")
 
         yield begins
 

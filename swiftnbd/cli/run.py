@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_LINE = OneLine()
+_END_OF_BAR = b"\r\x1b[2K\x1b[?25h"  # clears its line, and shows the cursor that it has hidden
 
 
 class Interrupted(Exception):
@@ -111,6 +112,9 @@ async def _interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]
     def interrupt() -> None:
         if task.cancelling():
             say(program, "interrupted twice: a container may stay locked (swiftnbd-ctl unlock)")
+            with suppress(OSError):
+                if os.isatty(2):  # not sys.stderr: while there is a bar, that is the bar's
+                    os.write(2, _END_OF_BAR)
             os._exit(Exit.INTERRUPTED)
         task.cancel()
 

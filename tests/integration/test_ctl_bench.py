@@ -16,7 +16,7 @@ from swiftnbd.cli.benching import (
     steps,
 )
 from swiftnbd.cli.ctl import ctl
-from swiftnbd.cli.ctl_bench import advice, bar, line, scratch, short_size
+from swiftnbd.cli.ctl_bench import advice, bar, line, print_found, scratch, short_size
 from swiftnbd.cli.run import run
 from swiftnbd.errors import ContainerNotEmpty, StoreUnavailable
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
@@ -86,8 +86,8 @@ def test_latencies_are_shares_of_the_requests() -> None:
 
 
 def test_bars_and_sizes() -> None:
-    assert bar(1) == "█" * 20
-    assert bar(0.5) == "█" * 10
+    assert bar(1) == "█" * 16
+    assert bar(0.5) == "█" * 8
     assert bar(0) == "▏"
     assert [short_size(size) for size in (65536, 4 * MIB, 1536, 512)] == [
         "64K",
@@ -224,3 +224,16 @@ def test_bad_flags_are_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_plot_fits_on_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    large = [measured(kind, 64 * MIB, 30) for kind in ("put", "get", "part")]
+    print_found([*SWIFT, *large])
+    table = capsys.readouterr().out.partition("For sequential")[0]
+    assert bar(1.0) in table
+    assert "…" not in table

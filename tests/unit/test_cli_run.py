@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import click
 import pytest
@@ -91,6 +92,48 @@ def test_signal_lets_the_work_clean_up(
     assert run(command(lambda: run_interruptible("prog", work)), "prog", []) == 130
     assert cleaned == [True]
     assert capsys.readouterr().err == "prog: interrupted\n"
+
+
+STUBBORN = """
+import asyncio, os
+from swiftnbd.cli.progress import progress
+from swiftnbd.cli.run import run_interruptible
+
+async def work():
+    with progress("Working", 10, quiet=False, tell=print) as advance:
+        while True:
+            try:
+                os.write(1, b"ready\\n")  # whatever is printed meanwhile goes above the bar
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+run_interruptible("prog", work)
+"""
+
+
+def test_cursor_is_there_again_after_an_interrupt_that_waits_for_nothing() -> None:
+    terminal, its_side = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=its_side,
+        env={**os.environ, "TERM": "xterm"},
+    ) as process:
+        os.close(its_side)
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    said = b""
+    with suppress(OSError):  # EIO: nobody has the other side any more
+        while part := os.read(terminal, 4096):
+            said += part
+    os.close(terminal)
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
+    assert b"interrupted twice" in said
 
 
 def test_signal_handlers_are_put_back() -> None:
