@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from swiftnbd.api import (
-    INTEGER,
     PATH,
     ConfigError,
     Device,
@@ -28,6 +27,7 @@ from swiftnbd.filters.exitlast import Leaving
 POLL_SECONDS: Final = 60.0
 SCRIPT_SECONDS_MAX: Final = 60.0  # one that takes longer is killed: it would stay for ever
 ASK_AGAIN_SECONDS: Final = 0.1  # until the server has started
+INT_MAX: Final = 2**31 - 1  # C's, as which the kernel takes a descriptor or a process
 HAPPENED: Final = 88  # a script's exit code
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ class ExitWhen(FilterPlugin):
     exit_when_file_created: tuple[Path, ...] = _several(PATH, "This file appears.")
     exit_when_file_deleted: tuple[Path, ...] = _several(PATH, "This file is gone.")
     exit_when_pipe_closed: tuple[int, ...] = _several(
-        INTEGER, "The other end of the pipe with this descriptor is closed."
+        integer(0, INT_MAX), "The other end of the pipe with this descriptor is closed."
     )
-    exit_when_process_exits: tuple[int, ...] = _several(integer(1), "This process ends.")
+    exit_when_process_exits: tuple[int, ...] = _several(integer(1, INT_MAX), "This process ends.")
     exit_when_script: str = parameter(
         Kind("COMMAND", "a command", str), "This command ends with code 88.", default=""
     )

@@ -676,6 +676,12 @@ async def test_script_that_fails_is_told_of_and_ends_nothing(expects_log: Announ
     assert not filter._state.happened
 
 
+@pytest.mark.parametrize("key", ["exit_when_pipe_closed", "exit_when_process_exits"])
+def test_number_that_the_kernel_does_not_know_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a number from \d to 2147483647"):
+        told(ExitWhen, **{key: 2**31})
+
+
 async def test_descriptor_that_is_not_open_is_refused() -> None:
     with pytest.raises(ConfigError, match="descriptor 987 of exit-when-pipe-closed is not open"):
         await told(ExitWhen, exit_when_pipe_closed=987).start()
