@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT, DPI = 7.0, 3.6, 110  # inches, and pixels of each
+LINEAR_SPAN_MAX = 50  # above that the small ones of some rates cannot be told apart
 
 Curve = dict[str, Any]
 
@@ -38,7 +39,11 @@ def _draw(x_name: str, unit: str, curves: list[Curve], folder: Path) -> Path:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    values = [y for curve in curves for _, y in curve["points"]]
+    if max(values) > LINEAR_SPAN_MAX * min(values) > 0 and unit == "/s":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(x_name)
     axes.set_ylabel("requests/s" if unit == "/s" else unit)
     axes.grid(alpha=0.3)
