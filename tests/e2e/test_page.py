@@ -102,7 +102,11 @@ def test_copy_is_seen_while_it_runs(
         with quiet_page(browser, url_of(server)) as page:
             expect(page.locator("#state")).to_have_text("idle")
             expect(page.locator("#map-empty")).to_be_visible()
-            copy = subprocess.Popen([str(find("nbdcopy")), image, server.uris()[container_name]])
+            # again and again: a browser may need longer to look than Swift to take 16 MiB
+            seen = tmp_path / "seen"
+            again = 'while [ ! -e "$1" ]; do "$2" "$3" "$4" || exit; done'
+            nbdcopy, uri = find("nbdcopy"), server.uris()[container_name]
+            copy = subprocess.Popen(["sh", "-c", again, "sh", seen, nbdcopy, image, uri])
             try:
                 expect(page.locator("#state")).to_have_text("in use")
                 expect(page.locator("#health")).to_have_text("all well")
@@ -112,6 +116,7 @@ def test_copy_is_seen_while_it_runs(
                 expect(page.locator("#facts")).to_contain_text("locked as")
                 assert page.evaluate("document.getElementById('map').height") > 50
             finally:
+                seen.touch()
                 assert copy.wait(120) == 0
             expect(page.locator("#state")).to_have_text("idle")
             expect(page.locator("#no-clients")).to_be_visible()

@@ -88,9 +88,10 @@ def test_tcp_and_unix_sockets_are_served_and_left_where_they_are(folder: Path) -
 
 
 def test_sockets_meant_for_another_process_are_ignored(folder: Path) -> None:
+    own = ("-f", "-U", "-", "--pid-file", str(folder / "pid"))  # or another test's server has it
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
-        activated(folder, tcp.fileno(), pid="1", flags=("-f", "-U", "-")) as process,
+        activated(folder, tcp.fileno(), pid="1", flags=own) as process,
     ):
         assert process.stdout is not None
         assert process.stdout.readline().startswith("nbd+unix:///disk?socket=/")
