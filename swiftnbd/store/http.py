@@ -228,16 +228,11 @@ class _Exchange:
     body_max: int
 
     @property
-    def changes(self) -> bool:
-        """Whether it changes something."""
-        return self.method not in UNCHANGING
-
-    @property
     def is_harmless(self) -> bool:
         """Whether it changes nothing if it is carried out later, after we went elsewhere."""
         if self.method == "PUT" and self.body is not None:
             return bool(self.options["expect100"]) and not self.body.is_begun
-        return not self.changes
+        return self.method in UNCHANGING
 
     async def carry_out(
         self, session: aiohttp.ClientSession, connect: float, proxy: Proxy, seen: Seen

@@ -293,9 +293,8 @@ class CowFilter(Filter):
     async def flush(self) -> None:
         if not self._overlay.stays:
             return
-        async with (
-            self._shared.flushing
-        ):  # pages of an earlier flush must not come after those of a later
+        # pages of an earlier flush must not come after those of a later
+        async with self._shared.flushing:
             pages = self._overlay.changed()
             await self._threads.call(self._overlay.flush, pages)
 
