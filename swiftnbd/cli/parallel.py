@@ -17,7 +17,6 @@ async def for_each(
 
     The first failure stops the others and is raised once they have ended.
     """
-    # Not that of `swiftnbd.export.parallel`: it finishes what has begun, this one cancels it.
     remaining = iter(items)
 
     async def worker() -> None:

@@ -18,10 +18,9 @@ from swiftnbd.buffers import Body, Buffer, Pieces, hole, is_hole
 from swiftnbd.errors import ExportError
 from swiftnbd.export.block import Block
 from swiftnbd.export.disk_state import DiskState, Part
-from swiftnbd.export.parallel import for_each
 from swiftnbd.export.presence import State
 from swiftnbd.export.reading import Reader
-from swiftnbd.export.writeback import DirtyObject
+from swiftnbd.export.writeback import Change, DirtyObject
 
 TRIM_UNLISTED_MAX = 16  # objects that are deleted without asking first which of them exist
 # Of objects being stored at once, unless one is larger: what is fetched around the changes, and
@@ -33,7 +32,6 @@ UNSTORED_MAX = 1024  # objects whose being durable one request waits for togethe
 CLEARED_TOGETHER_MAX = 128
 RUNS_PER_TURN_MAX = 1000  # of a presence map, or objects, passed over between turns of the loop
 
-Change = tuple[DirtyObject, int]  # an object, and the generation that must become durable
 Parts = deque[tuple[Part, Buffer | None]]  # what goes where in one block each; None: zeros
 
 T = TypeVar("T")
@@ -138,12 +136,9 @@ class Writer:
     async def _settle(self, changes: list[Change], fua: bool) -> None:
         """Return when the request may be answered."""
         if fua or self._durable:
-            await for_each(changes, self._stored, go_on=True)
+            await self._disk.make_durable(changes, self._disk.flush_seconds)
         changes.clear()
         await self._disk.gate.passing()
-
-    async def _stored(self, change: Change) -> None:
-        await self._disk.writeback.stored(*change)
 
     # Zeros
 

@@ -12,9 +12,8 @@ What belongs together lives in one module each, all of them sharing one `DiskSta
 Here they are put together, and the promise of durability is kept: see docs/durability.md.
 """
 
-import asyncio
 from collections.abc import Iterator, Sequence
-from errno import EIO, ESHUTDOWN
+from errno import ESHUTDOWN
 from itertools import islice
 
 from swiftnbd.api.device import Device, Extent
@@ -27,7 +26,6 @@ from swiftnbd.export.disk_state import DiskState, Part
 from swiftnbd.export.layout import Geometry, preferred_block_size
 from swiftnbd.export.local_blocks import LocalBlocks
 from swiftnbd.export.objects import REQUEST_SECONDS_MAX, DiskObjects
-from swiftnbd.export.parallel import for_each
 from swiftnbd.export.presence import State
 from swiftnbd.export.readahead import ReadAhead
 from swiftnbd.export.reading import Reader
@@ -74,9 +72,7 @@ class ObjectDevice(Device):
         self.counters = counters if counters is not None else Counters()
         self.description = profile_of(store, geometry, read_only=False).description
         self._label = store.label
-        self._flush_seconds = flush_seconds
         self._close_seconds = flush_seconds if close_seconds is None else close_seconds
-        self._flushes: dict[asyncio.Timeout, float] = {}
         objects = DiskObjects(
             store,
             geometry,
@@ -85,7 +81,7 @@ class ObjectDevice(Device):
             exclusive=exclusive,
             request_seconds=request_seconds,
         )
-        self._disk = disk = DiskState(geometry, objects, settings, self.counters)
+        self._disk = disk = DiskState(geometry, objects, settings, self.counters, flush_seconds)
         self._reader = Reader(disk, _read_ahead(self.size, disk, settings))
         is_durable = settings.mode is CacheMode.WRITETHROUGH
         self._writer = Writer(disk, self._reader, durable=is_durable, uploads=settings.requests)
@@ -118,7 +114,7 @@ class ObjectDevice(Device):
     @property
     def dirty_bytes(self) -> int:
         """Bytes that are not stored (yet)."""
-        return sum(end - start for start, end in self.dirty_ranges())
+        return self._disk.dirty_bytes
 
     @property
     def cache_status(self) -> CacheStatus:
@@ -144,20 +140,11 @@ class ObjectDevice(Device):
     def dirty_ranges(self) -> list[tuple[int, int]]:
         """Byte ranges ``[start, end)`` that are not durable, adjacent ones as one, ascending."""
         ranges: list[tuple[int, int]] = []
-        for start, end in sorted(self._dirty_ranges()):
+        for start, end in sorted(self._disk.dirty_ranges()):
             if ranges and ranges[-1][1] == start:
                 start = ranges.pop()[0]
             ranges.append((start, end))
         return ranges
-
-    def _dirty_ranges(self) -> Iterator[tuple[int, int]]:
-        size, unit = self._disk.object_size, self._disk.block_size
-        for dirty in self._disk.writeback.objects.values():
-            if dirty.is_cleared:
-                yield dirty.index * size, (dirty.index + 1) * size
-            else:
-                for index in dirty.blocks:
-                    yield index * unit, (index + 1) * unit
 
     # Reading
 
@@ -247,28 +234,13 @@ class ObjectDevice(Device):
     # Making durable
 
     async def flush(self) -> None:
-        await self._flush(self._flush_seconds)
+        await self._flush(self._disk.flush_seconds)
 
     async def _flush(self, seconds: float | None) -> None:
         changes = [(dirty, dirty.generation) for dirty in self._disk.writeback.objects.values()]
-        if not changes and self._gate.is_open:
-            return
-        try:
-            async with asyncio.timeout(seconds) as patience:
-                if seconds is not None:
-                    self._flushes[patience] = seconds
-                await self._gate.passing()
-                with self._disk.writeback.flushing():
-                    await for_each(changes, self._stored, go_on=True)
-                await self._gate.passing()
-        except TimeoutError:
-            raise ExportError(
-                EIO,
-                f"{self._label}: {self.dirty_bytes} bytes are not stored, "
-                f"and nothing was for {seconds or 0:.0f} s",
-            ) from None
-        finally:
-            self._flushes.pop(patience, None)
+        with self._disk.writeback.flushing():
+            await self._disk.make_durable(changes, seconds)
+        await self._gate.passing()
 
     def _went_on(self) -> None:
         """Something was stored: there may be room, and whoever flushes has reason to wait on.
@@ -276,13 +248,7 @@ class ObjectDevice(Device):
         A flush of much takes long; it fails only when nothing moves any more.
         """
         self._disk.serve_soon()
-        now = asyncio.get_running_loop().time()
-        for patience, seconds in self._flushes.items():
-            if not patience.expired():
-                patience.reschedule(now + seconds)
-
-    async def _stored(self, change: tuple[DirtyObject, int]) -> None:
-        await self._disk.writeback.stored(*change)
+        self._disk.patience.moved()
 
     async def close(self) -> None:
         await self._flush(self._close_seconds)
@@ -325,7 +291,7 @@ class ObjectDevice(Device):
         error = ExportError(ESHUTDOWN, reason)
         self._gate.fail(error)
         self.use_disk_cache(None)
-        self._disk.writeback.abort()
+        self._disk.writeback.fail(error)
         self._disk.readers.fail(error)
         self._disk.writers.fail(error)
 

@@ -2,18 +2,20 @@
 """What the readers and the writers of one disk share: its blocks, its objects, who waits."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from errno import EIO
 from typing import NamedTuple
 
-from swiftnbd.errors import SwiftnbdError
+from swiftnbd.errors import ExportError, SwiftnbdError
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.layout import Geometry
 from swiftnbd.export.objects import DiskObjects
+from swiftnbd.export.patience import Patience
 from swiftnbd.export.settings import CacheSettings
 from swiftnbd.export.tasks import Tasks
 from swiftnbd.export.waiters import Waiters
-from swiftnbd.export.writeback import WriteBack
+from swiftnbd.export.writeback import Change, WriteBack
 from swiftnbd.metrics import Counters
 
 
@@ -26,7 +28,10 @@ class Part(NamedTuple):
 
 
 class DiskState:
-    """A disk of ``geometry``, cut into blocks of ``block_size``, ``per_object`` to an object."""
+    """A disk of ``geometry``, cut into blocks of ``block_size``, ``per_object`` to an object.
+
+    ``flush_seconds``: how long changes are waited for while none is stored; None: for ever.
+    """
 
     writeback: WriteBack
 
@@ -36,12 +41,15 @@ class DiskState:
         objects: DiskObjects,
         settings: CacheSettings,
         counters: Counters,
+        flush_seconds: float | None,
     ) -> None:
         self.object_size = geometry.object_size
         self.block_size = settings.block_size(geometry)
         self.per_object = self.object_size // self.block_size
         self.objects = objects
         self.counters = counters
+        self.flush_seconds = flush_seconds
+        self.patience = Patience()
         self.gate = Gate()
         self.tasks = Tasks(objects.label)
         self.readers = Waiters(self.serve_soon)
@@ -68,6 +76,34 @@ class DiskState:
         if dirty is not None:
             return dirty.lies_on_zeros
         return self.objects.is_absent(index)
+
+    # What is not stored
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes that are not durable."""
+        return sum(end - start for start, end in self.dirty_ranges())
+
+    def dirty_ranges(self) -> Iterator[tuple[int, int]]:
+        """Byte ranges ``[start, end)`` that are not durable, in any order."""
+        for dirty in self.writeback.objects.values():
+            if dirty.is_cleared:
+                yield dirty.index * self.object_size, (dirty.index + 1) * self.object_size
+            else:
+                for index in dirty.blocks:
+                    yield index * self.block_size, (index + 1) * self.block_size
+
+    async def make_durable(self, changes: Iterable[Change], seconds: float | None) -> None:
+        """Return when all of these are stored, or raise why not all could be."""
+        try:
+            async with self.patience.within(seconds):
+                await self.writeback.stored(changes)
+        except TimeoutError:
+            raise ExportError(
+                EIO,
+                f"{self.objects.label}: {self.dirty_bytes} bytes are not stored, "
+                f"and nothing was for {seconds or 0:.0f} s",
+            ) from None
 
     # Waiting for room
 

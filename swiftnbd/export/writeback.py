@@ -9,23 +9,24 @@ before it began; what changes meanwhile is carried by the next one. ::
                             +-- failed, or changed meanwhile
 
 Every change of an object makes a new *generation*. ``attempted`` is the generation that the
-last upload was about, ``failed`` that of the last one that failed, ``stored`` the last one that
-is durable; so whoever waits for a change knows whether an upload's end, good or bad, was about
-it, even if the next upload has begun since.
+last upload was about, ``stored`` the last one that is durable. Whoever waits for a change has a
+`Demand` at its object, with its generation; an upload's end is told to those that it was about, if
+it is a bad one only to those who came before it began, and the others wait for the next one.
 
 Uploads start when somebody waits for them (`WriteBack.stored`), when too much is waiting, when
 somebody waits for room, or when a change is old enough; the oldest first, a bounded number at a
-time. While a flush waits for its last uploads, what changed after it takes the room they leave:
-whoever flushes will soon flush again. An object that somebody is just writing from end to end is
-left alone as long as anything else makes room: stored half written it would be stored twice, and
-fetched in between. After one has failed none starts by itself for a while: whoever asks is told
+time. Those who wait for uploads take turns, so that a write with FUA does not wait for the whole
+flush before it. While a flush waits for its last uploads, what changed after it takes the room they
+leave: whoever flushes will soon flush again. An object that somebody is just writing from end to
+end is left alone as long as anything else makes room: stored half written it would be stored twice,
+and fetched in between. After one has failed none starts by itself for a while: whoever asks is told
 at once, and a store in trouble is left alone.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EIO
@@ -33,6 +34,7 @@ from math import inf
 
 from swiftnbd.errors import ExportError, SwiftnbdError
 from swiftnbd.export.block import Block, State
+from swiftnbd.export.demand import Demand
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
 
@@ -49,8 +51,10 @@ class DirtyObject:
     ``blocks`` are those with changes, by index. ``cleared`` is the generation at which all of
     it became zeros, or was known to be: until that is stored, what is not in a block is zero,
     whatever the store has. ``keep_zeros``: store it even if it is all zeros.
-    ``deleted``: the upload that ends has left nothing in the store. ``not_before``: a time of the
-    loop, after a failure; until then it is stored only if somebody asks.
+    ``begun``: which upload of all its last one was. ``deleted``: the upload that ends has left
+    nothing in the store. ``aborted``: it was cut short.
+    ``not_before``: a time of the loop, after a failure; until then it is stored only if somebody
+    asks: ``demands`` are those, with the generation that each waits for.
     """
 
     index: int
@@ -58,12 +62,14 @@ class DirtyObject:
     blocks: dict[int, Block] = field(default_factory=dict)
     generation: int = 1  # what it was before; the first change makes the second one
     attempted: int = 0
-    failed: int = 0
     stored: int = 0
     cleared: int = 0
     keep_zeros: bool = False
     deleted: bool = False
+    aborted: bool = False
+    begun: int = 0
     not_before: float = 0.0
+    demands: dict[Demand, int] = field(default_factory=dict)
     upload: asyncio.Task[None] | None = None
 
     @property
@@ -94,6 +100,9 @@ class DirtyObject:
         for block in blocks:
             block.begin_upload()
         return blocks
+
+
+Change = tuple[DirtyObject, int]  # an object, and the generation that must become durable
 
 
 class WriteBack:
@@ -137,11 +146,13 @@ class WriteBack:
         self._on_stored = on_stored
         self._on_failed = on_failed
         self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
+        self._demands: deque[Demand] = deque()  # that may have uploads to begin; they take turns
+        self._again: deque[DirtyObject] = deque()  # whose last upload left demands unmet
         # The last is the latest. Not all that may be dirty: random writes fill nothing.
         filling = max(1, min(FILLING_MAX, limit // per_object // 2))
         self._filling: deque[int] = deque(maxlen=filling)
         self._uploading = 0
-        self._aborts = 0
+        self._begun = 0  # uploads, ever
         self._failures = 0  # in a row
         self._not_before = 0.0  # time of the loop: none starts by itself until then
         self._timer: asyncio.TimerHandle | None = None
@@ -210,30 +221,50 @@ class WriteBack:
         finally:
             self._flushes -= 1
 
-    async def stored(self, dirty: DirtyObject, generation: int) -> None:
-        """Return when ``generation`` of it is durable; raise why it could not be stored.
+    async def stored(self, changes: Iterable[Change]) -> None:
+        """Return when all of these are durable.
 
-        An upload that failed without carrying that generation says nothing about it: then the
-        next one is waited for.
+        If some could not be stored, raise why once all others are. Each is tried after this was
+        asked for: an upload that fails says nothing about a change that it did not carry, nor
+        about the store if it began earlier. Then the next one is waited for.
         """
-        while dirty.stored < generation:
-            await self._gate.passing()
-            aborts = self._aborts
-            upload = dirty.upload or self._start(dirty)
-            try:
-                await self._tasks.ended(upload)
-            except SwiftnbdError:
-                was_left_alone = self._gate.is_open and aborts == self._aborts
-                if dirty.failed >= generation and was_left_alone:
-                    raise
+        if self._gate.error is not None:
+            raise self._gate.error
+        demand = Demand(changes, self._begun)
+        self._demands.append(demand)
+        try:
+            self._pump()
+            await demand.ended
+        finally:
+            demand.withdraw()
+            if demand in self._demands:
+                self._demands.remove(demand)
+        if demand.error is not None:
+            raise demand.error
 
     def _pump(self) -> None:
         """Start what is due."""
         if not self._gate.is_open:
             return
         now = asyncio.get_running_loop().time()
-        while self._uploading < self._at_once and (due := self._due(now)) is not None:
-            self._start(due)
+        while self._uploading < self._at_once:
+            each = self._demanded() or self._due(now)
+            if each is None:
+                return
+            self._start(each)
+
+    def _demanded(self) -> DirtyObject | None:
+        """The next that somebody waits for: each demand in turn begins one."""
+        while self._again:
+            dirty = self._again.popleft()
+            if dirty.demands and dirty.upload is None:
+                return dirty
+        while self._demands:
+            demand = self._demands.popleft()
+            if (found := demand.next()) is not None:
+                self._demands.append(demand)
+                return found
+        return None
 
     def _due(self, now: float) -> DirtyObject | None:
         """The oldest that should be stored now. If there is none, the timer is set."""
@@ -276,39 +307,47 @@ class WriteBack:
         self._timer, self._wakes_at = None, inf
         self._pump()
 
-    def _start(self, dirty: DirtyObject) -> asyncio.Task[None]:
+    def _start(self, dirty: DirtyObject) -> None:
         del self._waiting[dirty.index]
         self._uploading += 1
-        dirty.attempted = dirty.generation
+        self._begun += 1
+        dirty.attempted, dirty.aborted, dirty.begun = dirty.generation, False, self._begun
         dirty.upload = self._tasks.spawn(self._upload(dirty))
         dirty.upload.add_done_callback(lambda task: self._ended(dirty, task))
-        return dirty.upload
 
     def _ended(self, dirty: DirtyObject, task: asyncio.Task[None]) -> None:
-        loop = asyncio.get_running_loop()
-        error = None if task.cancelled() else _failure(task)
-        done = not task.cancelled() and error is None
+        error = _failure(task)
+        done = error is None
         dirty.upload = None
         self._uploading -= 1
         if done:
             dirty.stored, dirty.not_before = dirty.attempted, 0.0
             if dirty.deleted:  # what changed meanwhile lies on zeros, too
                 dirty.cleared = max(dirty.cleared, dirty.stored + 1)
-        else:
-            dirty.failed = dirty.attempted
         dirty.deleted = False
         self._end_blocks(dirty, done=done)
         if dirty.stored == dirty.generation:
             del self.objects[dirty.index]
         else:
-            dirty.since = loop.time()
+            dirty.since = asyncio.get_running_loop().time()
             self._waiting[dirty.index] = dirty
-        if done:
+        if not dirty.aborted or done:
+            self._tell(dirty, error)
+        if dirty.demands:
+            self._again.append(dirty)
+        if error is None:
             self._failures = 0
             self._on_stored()
-        elif error is not None:
+        elif not task.cancelled():
             self._put_off(dirty, error)
         self._pump()
+
+    def _tell(self, dirty: DirtyObject, error: SwiftnbdError | None) -> None:
+        """Those whom the upload was about learn how it ended."""
+        for demand, generation in list(dirty.demands.items()):
+            if generation <= dirty.attempted and (error is None or dirty.begun > demand.since):
+                del dirty.demands[demand]
+                demand.met(dirty, error)
 
     def _put_off(self, dirty: DirtyObject, error: SwiftnbdError) -> None:
         """One object failed: it waits. If that is all there is, or many do, all wait."""
@@ -335,10 +374,18 @@ class WriteBack:
 
     def abort(self) -> None:
         """Cut short what is under way; nothing starts while the gate is closed."""
-        self._aborts += 1
         for dirty in self.objects.values():
             if dirty.upload is not None:
+                dirty.aborted = True
                 dirty.upload.cancel()
+
+    def fail(self, error: SwiftnbdError) -> None:
+        """Nothing will ever be stored again: the gate has failed. Whoever waits is told so."""
+        self.abort()
+        for dirty in self.objects.values():
+            for demand in dirty.demands:
+                demand.met(dirty, error)
+            dirty.demands.clear()
 
     def resume(self) -> None:
         """The gate is open again."""
@@ -354,7 +401,9 @@ class WriteBack:
 
 
 def _failure(task: asyncio.Task[None]) -> SwiftnbdError | None:
-    """Why a task that was not cancelled failed. What is no error of ours is a bug: it is logged."""
+    """Why a task failed. What is no error of ours is a bug: it is logged."""
+    if task.cancelled():
+        return ExportError(EIO, "an upload was cut short")
     error = task.exception()
     if error is None or isinstance(error, SwiftnbdError):
         return error

@@ -12,10 +12,10 @@ import pytest
 
 from swiftnbd.buffers import hole
 from swiftnbd.errors import SwiftnbdError
-from swiftnbd.export import changing, disk, export, parallel
+from swiftnbd.export import disk, export
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
-from swiftnbd.export.changing import Change, Parts, Writer
+from swiftnbd.export.changing import Parts, Writer
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags
@@ -23,7 +23,7 @@ from swiftnbd.export.fetching import Fetcher, _Fetch
 from swiftnbd.export.local_blocks import Found, LocalBlocks
 from swiftnbd.export.objects import DiskObjects, Span, Urgency
 from swiftnbd.export.slot_file import SlotFile
-from swiftnbd.export.writeback import DirtyObject, WriteBack
+from swiftnbd.export.writeback import Change, DirtyObject, WriteBack
 from swiftnbd.store.base import Blob, Buffer
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -114,11 +114,12 @@ def blocks_are_clean_after_an_upload_that_failed(patch: pytest.MonkeyPatch) -> N
 
 @mutant
 def two_uploads_of_one_object_at_once(patch: pytest.MonkeyPatch) -> None:
-    async def stored(self: WriteBack, dirty: DirtyObject, generation: int) -> None:
-        while dirty.stored < generation:
-            await self._gate.passing()
-            await self._upload(dirty)
-            dirty.stored = dirty.attempted
+    async def stored(self: WriteBack, changes: Iterable[Change]) -> None:
+        for dirty, generation in changes:
+            while dirty.stored < generation:
+                await self._gate.passing()
+                await self._upload(dirty)
+                dirty.stored = dirty.attempted
 
     patch.setattr(WriteBack, "stored", stored)
 
@@ -139,27 +140,24 @@ def flush_leaves_out_what_is_uploading(patch: pytest.MonkeyPatch) -> None:
     async def flush(self: ObjectDevice) -> None:
         for dirty in list(self._disk.writeback.objects.values()):
             if dirty.upload is None:
-                await self._stored((dirty, dirty.generation))
+                await self._disk.writeback.stored([(dirty, dirty.generation)])
 
     patch.setattr(ObjectDevice, "flush", flush)
 
 
 @mutant
 def error_of_a_part_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    for_each = parallel.for_each
+    stored = WriteBack.stored
 
-    async def forgetful(
-        items: Iterable[Any], work: Callable[[Any], Awaitable[None]], *, go_on: bool = False
-    ) -> None:
-        items = list(items)
+    async def forgetful(self: WriteBack, changes: Iterable[Change]) -> None:
+        changes = list(changes)
         try:
-            await for_each(items, work, go_on=go_on)
+            await stored(self, changes)
         except SwiftnbdError:
-            if len(items) == 1:
+            if len(changes) == 1:
                 raise
 
-    patch.setattr(disk, "for_each", forgetful)
-    patch.setattr(changing, "for_each", forgetful)
+    patch.setattr(WriteBack, "stored", forgetful)
 
 
 @mutant

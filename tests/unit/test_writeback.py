@@ -4,11 +4,12 @@
 import asyncio
 import math
 from dataclasses import dataclass, field
+from errno import ESHUTDOWN
 
 import pytest
 import uvloop
 
-from swiftnbd.errors import StoreFull, StoreUnavailable, SwiftnbdError
+from swiftnbd.errors import ExportError, StoreError, StoreFull, StoreUnavailable, SwiftnbdError
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
@@ -101,7 +102,7 @@ async def test_stored_object_is_forgotten_and_its_blocks_are_clean() -> None:
     uploads = Uploads()
     dirty = uploads.change(1)
     block = dirty.blocks[1]
-    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     assert uploads.begun == [1]
     await uploads.end(1)
     await waiting
@@ -113,9 +114,9 @@ async def test_stored_object_is_forgotten_and_its_blocks_are_clean() -> None:
 async def test_change_during_an_upload_is_carried_by_the_next() -> None:
     uploads = Uploads()
     dirty = uploads.change(1)
-    first = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    first = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     assert uploads.change(1) is dirty
-    second = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    second = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     assert uploads.begun == [1]
     await uploads.end(1)
     assert (first.done(), second.done()) == (True, False)
@@ -128,19 +129,19 @@ async def test_change_during_an_upload_is_carried_by_the_next() -> None:
 async def test_those_who_wait_for_one_generation_share_its_upload() -> None:
     uploads = Uploads()
     dirty = uploads.change(1)
-    waiting = [await begun(uploads.writeback.stored(dirty, dirty.generation)) for _ in range(5)]
+    waiting = [await begun(uploads.writeback.stored([(dirty, dirty.generation)])) for _ in range(5)]
     await uploads.end(1)
     await asyncio.gather(*waiting)
     assert uploads.begun == [1]
 
 
 async def test_failure_is_told_to_those_it_was_about_and_to_nobody_else() -> None:
-    """Three wait for what came during it: the first to wake starts the next upload."""
+    """Three wait for what came during it: the next upload is for them."""
     uploads = Uploads()
     dirty = uploads.change(1)
-    first = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    first = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     uploads.change(1)
-    later = [await begun(uploads.writeback.stored(dirty, dirty.generation)) for _ in range(3)]
+    later = [await begun(uploads.writeback.stored([(dirty, dirty.generation)])) for _ in range(3)]
     await uploads.end(1, StoreFull("faulty"))
     with pytest.raises(StoreFull):
         await first
@@ -152,10 +153,122 @@ async def test_failure_is_told_to_those_it_was_about_and_to_nobody_else() -> Non
     uploads.close()
 
 
+async def test_failure_of_an_upload_that_began_before_is_no_answer() -> None:
+    """The store may have recovered since: it is asked once more for whoever comes now."""
+    uploads = Uploads(seconds=0.0, retry_seconds=math.inf)
+    dirty = uploads.change(1)
+    await turns()
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
+    await uploads.end(1, StoreUnavailable("faulty"))
+    assert not waiting.done()
+    assert uploads.begun == [1, 1]
+    await uploads.end(1)
+    await waiting
+    uploads.close()
+
+
+async def test_all_are_tried_before_the_first_error_is_raised() -> None:
+    uploads = Uploads(at_once=1)
+    changes = [(each, each.generation) for each in map(uploads.change, range(3))]
+    waiting = await begun(uploads.writeback.stored(changes))
+    for index, error in enumerate([StoreUnavailable("faulty"), None, None]):
+        assert not waiting.done()
+        await uploads.end(index, error)
+    with pytest.raises(StoreUnavailable):
+        await waiting
+
+
+@pytest.mark.parametrize("order", [(StoreFull, StoreUnavailable), (StoreUnavailable, StoreFull)])
+async def test_error_that_room_would_not_mend_goes_before_one_that_it_would(
+    order: tuple[type[StoreError], ...],
+) -> None:
+    uploads = Uploads(retry_seconds=math.inf)
+    changes = [(each, each.generation) for each in map(uploads.change, range(2))]
+    waiting = await begun(uploads.writeback.stored(changes))
+    for index, error in enumerate(order):
+        await uploads.end(index, error("faulty"))
+    with pytest.raises(StoreUnavailable):
+        await waiting
+
+
+async def test_those_who_wait_take_turns() -> None:
+    """A write with FUA does not wait for all that the flush before it has to store."""
+    uploads = Uploads(limit=64, at_once=1)
+    changes = [(each, each.generation) for each in map(uploads.change, range(8))]
+    flush = await begun(uploads.writeback.stored(changes))
+    fua = uploads.change(9)
+    write = await begun(uploads.writeback.stored([(fua, fua.generation)]))
+    for index in (0, 1, 9):
+        assert not write.done()
+        await uploads.end(index)
+    assert write.done()
+    for index in range(2, 8):
+        await uploads.end(index)
+    await flush
+    uploads.close()
+
+
+async def test_flushes_that_overlap_store_each_object_once() -> None:
+    uploads = Uploads(limit=64, at_once=4)
+    flushes = []
+    for index in range(20):
+        uploads.change(index)
+        dirty = uploads.writeback.objects.values()
+        changes = [(each, each.generation) for each in dirty]
+        flushes.append(await begun(uploads.writeback.stored(changes)))
+    while uploads.running:
+        await uploads.end(min(uploads.running))
+    await asyncio.gather(*flushes)
+    assert uploads.begun == list(range(20))
+    uploads.close()
+
+
+async def test_object_changed_twice_by_one_request_is_waited_for_once() -> None:
+    uploads = Uploads()
+    first = uploads.change(1)
+    changes = [(first, first.generation)]
+    uploads.change(1)
+    changes = [(first, first.generation), *changes]
+    waiting = await begun(uploads.writeback.stored(changes))
+    await uploads.end(1)
+    await waiting
+    uploads.close()
+
+
+async def test_cancelled_waiters_leave_nothing_behind() -> None:
+    """Flushes of a client that comes and goes during an outage must not pile up."""
+    uploads = Uploads(at_once=1)
+    changes = [(each, each.generation) for each in map(uploads.change, range(3))]
+    for _ in range(3):
+        waiting = await begun(uploads.writeback.stored(changes))
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert not any(dirty.demands for dirty, _ in changes)
+    assert not uploads.writeback._demands
+    await uploads.end(0)
+    assert uploads.begun == [0]  # nobody asks for the others
+
+
+async def test_failed_device_tells_all_who_wait_at_once() -> None:
+    uploads = Uploads(at_once=1)
+    changes = [(each, each.generation) for each in map(uploads.change, range(3))]
+    waiting = await begun(uploads.writeback.stored(changes))
+    uploads.gate.close()
+    uploads.writeback.abort()
+    await turns()
+    assert not waiting.done()
+    error = ExportError(ESHUTDOWN, "gone")
+    uploads.gate.fail(error)
+    uploads.writeback.fail(error)
+    for each in (waiting, uploads.writeback.stored(changes)):
+        with pytest.raises(ExportError, match="gone"):
+            await each
+
+
 async def test_failed_object_stays_dirty() -> None:
     uploads = Uploads(retry_seconds=math.inf)
     dirty = uploads.change(1)
-    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     await uploads.end(1, StoreUnavailable("faulty"))
     with pytest.raises(StoreUnavailable):
         await waiting
@@ -172,7 +285,7 @@ async def test_failure_stops_what_nobody_asks_for() -> None:
     await turns()
     assert uploads.begun == [1]
     two = uploads.writeback.objects[2]
-    waiting = await begun(uploads.writeback.stored(two, two.generation))
+    waiting = await begun(uploads.writeback.stored([(two, two.generation)]))
     assert uploads.begun == [1, 2]
     await uploads.end(2)
     await waiting
@@ -181,7 +294,7 @@ async def test_failure_stops_what_nobody_asks_for() -> None:
 async def test_cancelled_waiter_leaves_the_upload_alone() -> None:
     uploads = Uploads()
     dirty = uploads.change(1)
-    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     await uploads.end(1)
@@ -216,7 +329,7 @@ async def test_no_room_at_the_limit_of_blocks_or_of_objects() -> None:
     assert not uploads.writeback.has_room
     await turns()
     await uploads.end(2)
-    last = await begun(uploads.writeback.stored(cleared, cleared.generation))
+    last = await begun(uploads.writeback.stored([(cleared, cleared.generation)]))
     await uploads.end(3)
     await last
     uploads.close()
@@ -308,7 +421,7 @@ def test_two_changes_that_are_to_be_stored_at_once_on_uvloop() -> None:
 async def test_closed_gate_cuts_uploads_short_and_starts_none_until_it_opens() -> None:
     uploads = Uploads(seconds=0.0)
     dirty = uploads.change(1)
-    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     uploads.gate.close()
     uploads.writeback.abort()
     await turns()
@@ -333,7 +446,7 @@ async def test_upload_cut_short_by_a_gate_that_opens_at_once_fails_nobody() -> N
     """As after a pause of the machine: the lease was over, and is renewed right away."""
     uploads = Uploads()
     dirty = uploads.change(1)
-    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     uploads.gate.close()
     uploads.writeback.abort()
     uploads.gate.open()
@@ -351,14 +464,14 @@ async def test_object_that_was_stored_since_it_failed_may_make_room_when_another
     uploads = Uploads()
     dirty = uploads.change(1)
     for error in (StoreFull("no"), None):
-        waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+        waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
         uploads.change(1)
         await uploads.end(1, error)
         await asyncio.wait([waiting])
         assert waiting.exception() is error
     uploads.failures.clear()
     other = uploads.change(2)
-    waiting = await begun(uploads.writeback.stored(other, other.generation))
+    waiting = await begun(uploads.writeback.stored([(other, other.generation)]))
     await uploads.end(2, StoreFull("no"))
     assert isinstance(waiting.exception(), StoreFull)
     assert uploads.begun == [1, 1, 2]
@@ -372,13 +485,13 @@ async def test_object_lies_on_zeros_while_it_is_absent_or_cleared_and_not_stored
     uploads = Uploads()
     dirty = uploads.change(1, absent=absent)
     assert dirty.lies_on_zeros == absent
-    waiting = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    waiting = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     uploads.change(1)
     dirty.cleared = dirty.generation
     await uploads.end(1)
     await waiting
     assert dirty.lies_on_zeros
-    last = await begun(uploads.writeback.stored(dirty, dirty.generation))
+    last = await begun(uploads.writeback.stored([(dirty, dirty.generation)]))
     await uploads.end(1)
     await last
     assert not dirty.lies_on_zeros
