@@ -11,7 +11,7 @@ import sys
 import time
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvloop
 
@@ -38,25 +38,23 @@ class Watch:
         self._arm()
 
 
-def watched(found: list[Watch]) -> Any:
-    """A factory of loops that are watched from their beginning."""
-    make = uvloop.new_event_loop
+class WatchedLoop(uvloop.Loop):
+    """A loop that is watched from the time on when it listens: what comes before keeps nobody."""
 
-    def new_event_loop() -> uvloop.Loop:
-        loop = make()
-        found.append(Watch(loop))
-        return loop
+    watches: ClassVar[list[Watch]] = []
 
-    return new_event_loop
+    async def create_server(self, *arguments: Any, **named: Any) -> Any:
+        server = await super().create_server(*arguments, **named)
+        self.watches.append(Watch(self))
+        return server
 
 
 if __name__ == "__main__":
-    watches: list[Watch] = []
-    uvloop.new_event_loop = watched(watches)
+    uvloop.new_event_loop = WatchedLoop
     path = Path(sys.argv.pop(1))
     try:
         main()
     finally:
         with path.open("wb") as file:
-            for watch in watches:
+            for watch in WatchedLoop.watches:
                 watch.seconds.tofile(file)
