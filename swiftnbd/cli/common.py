@@ -170,10 +170,38 @@ async def locked(
         yield holding.lock, holding.disk
 
 
+@asynccontextmanager
+async def locked_unread(
+    store: Store, name: str, info: ContainerInfo, pace: "Pace | None" = None
+) -> AsyncIterator[None]:
+    """`locked`, of a container that is no disk now, as ``info`` has just shown it."""
+    from swiftnbd.export.lock import Lock
+
+    lock = Lock(store, mark_of_this_process(), pace)
+    await acquire_unread(lock, name, info)
+    try:
+        yield
+    except BaseException:
+        await release_after_failure(lock, name)
+        raise
+    await _release(lock, name, changed=True)
+
+
 async def acquire(lock: "Lock", name: str) -> DiskInfo:
     """Take the lock. If that fails half-way or is cancelled, a mark of ours is taken back."""
+    return await _acquired(lock, name, lock.acquire())
+
+
+async def acquire_unread(lock: "Lock", name: str, info: ContainerInfo) -> None:
+    """`acquire`, of a container that is no disk now, as ``info`` has just shown it."""
+    from swiftnbd.export.holders import NOBODY, Marks
+
+    await _acquired(lock, name, lock.acquire_unread(Marks.of(info.metadata), NOBODY))
+
+
+async def _acquired(lock: "Lock", name: str, acquiring: Awaitable[T]) -> T:
     try:
-        return await lock.acquire()
+        return await acquiring
     except ExportUnusable as error:
         raise ExportUnusable(f"{name}: {error}") from None
     except Locked as error:

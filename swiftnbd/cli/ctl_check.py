@@ -12,6 +12,7 @@ from swiftnbd.cli.common import (
     Tell,
     on_container,
     read_container,
+    read_disk,
     tell,
 )
 from swiftnbd.cli.completion import container_argument
@@ -88,7 +89,7 @@ async def _tenure_at_rest(store: Store) -> "Tenure | None":
 
 def _check_metadata(info: ContainerInfo, name: str, found: "Found") -> Geometry | None:
     if not is_set_up(info.metadata):
-        raise ExportUnusable(f"{name}: it is not set up; run: swiftnbd-ctl setup")
+        read_disk(info, name)  # says what it is instead
     keys = {key.removeprefix(META_PREFIX) for key in info.metadata if key.startswith(META_PREFIX)}
     found.notes += [f"metadata key {META_PREFIX}{key} is unknown" for key in sorted(keys - _KEYS)]
     try:

@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""``swiftnbd-ctl delete``: the disk, all its objects and the container."""
+"""``swiftnbd-ctl delete``: the disk, all its objects and the container.
+
+The container's metadata say how far it came, so that nobody serves zeros for what is gone::
+
+    a disk --> being deleted ---------> deleted ----------> (no container)
+               locked;                  no lock, and
+               objects go               nothing left
+
+Killed in any of them, the same command goes on. Only ``setup --force`` makes a disk of it again.
+"""
 
 import logging
 import sys
@@ -16,6 +25,7 @@ from swiftnbd.cli.common import (
     TRANSFER_SECONDS_MAX,
     Tell,
     acquire,
+    acquire_unread,
     mark_of_this_process,
     on_container,
     read_container,
@@ -31,7 +41,12 @@ from swiftnbd.cli.report import json_option, quiet_option
 from swiftnbd.cli.sizes import format_size
 from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import ContainerNotEmpty, ExportUnusable, SwiftnbdError
-from swiftnbd.export.layout import deleted_metadata, is_deleted
+from swiftnbd.export.layout import (
+    deleted_metadata,
+    deleting_metadata,
+    is_being_deleted,
+    is_deleted,
+)
 from swiftnbd.store.base import ContainerInfo, Store, list_all
 
 if TYPE_CHECKING:
@@ -72,6 +87,9 @@ async def summarize(store: Store, *, name: str) -> str:
     info = await read_container(store, name, count=True)
     if is_deleted(info.metadata):
         return f"{name}, all of whose objects are deleted already"
+    if is_being_deleted(info.metadata):
+        left = f"{info.objects} objects ({format_size(info.bytes_used or 0)})"
+        return f"{name}, which is deleted in part, with the {left} that are left"
     disk = read_disk(info, name)
     return (
         f"{name}, a disk of {format_size(disk.geometry.size)}, "
@@ -95,7 +113,8 @@ async def delete(
     info = await read_container(store, name)
     deleted, transfer_seconds = 0, 0.0
     if not is_deleted(info.metadata):
-        read_disk(info, name)
+        if not is_being_deleted(info.metadata):
+            read_disk(info, name)
         shown = partial(progress, f"Deleting {name}", quiet=quiet, tell=tell, unit="objects")
         deleted, transfer_seconds = await _empty(store, info, name, pace, shown, tell)
     elif await holds_foreign(store):
@@ -112,24 +131,22 @@ async def delete(
 async def _empty(
     store: Store, info: ContainerInfo, name: str, pace: "Pace | None", shown: Shown, tell: Tell
 ) -> tuple[int, float]:
-    """Delete all objects, holding the lock, and then say in the metadata that nothing is left.
-
-    How many there were, and the seconds it took.
-
-    From then on nobody can take it for a disk, so it needs no lock; and whoever deletes it again,
-    because we were killed, knows what it is.
-    """
+    """Delete all objects, holding the lock. How many there were, and the seconds it took."""
     from swiftnbd.cli.keeping import kept
     from swiftnbd.export.lock import Lock
 
     lock = Lock(store, mark_of_this_process(), pace)
-    await acquire(lock, name)
+    if is_being_deleted(info.metadata):
+        await acquire_unread(lock, name, info)
+    else:
+        await acquire(lock, name)
     try:
         log.debug("deleting %s", name)
         begin = time.monotonic()
         # Counted by the store, perhaps a moment ago; a folder would have to look at each.
         with shown(info.objects or 0) as advance:
             async with kept(lock, name) as leased:
+                await leased.set_metadata(deleting_metadata())
                 with _telling(name, tell):
                     deleted = await _delete_objects(leased, lock.epoch_name, advance)
                 seconds = time.monotonic() - begin
@@ -144,11 +161,11 @@ async def _empty(
 
 @contextmanager
 def _telling(name: str, tell: Tell) -> Iterator[None]:
-    """Whoever is interrupted here leaves a disk that looks like one."""
+    """Say what is left if it ends here."""
     try:
         yield
     except BaseException:
-        tell(f"{name}: some of its objects are gone, or may be; the same command goes on")
+        tell(f"{name} is deleted in part, and nobody can use it; the same command goes on")
         raise
 
 

@@ -19,7 +19,7 @@ from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.errors import ExportUnusable, Locked
-from swiftnbd.export.layout import is_set_up
+from swiftnbd.export.layout import is_being_deleted, is_set_up
 from swiftnbd.store.base import Store
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def unlock(
     left = await watch.look()
     seen = watch.seen
     if not seen.holder:
-        if not is_set_up(info.metadata):
+        if not (is_set_up(info.metadata) or is_being_deleted(info.metadata)):
             raise ExportUnusable(f"{name} hasn't been setup to be used with swiftnbd")
         tell(f"{name} is not locked, nothing to do")
         return Exit.FAILED

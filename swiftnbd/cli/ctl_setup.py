@@ -11,6 +11,7 @@ from swiftnbd.cli.common import (
     holder_of,
     locked,
     locked_by,
+    locked_unread,
     on_container,
     read_container,
     read_disk,
@@ -29,6 +30,7 @@ from swiftnbd.export.layout import (
     PART_PREFIX,
     DiskInfo,
     Geometry,
+    is_being_deleted,
     is_set_up,
     object_index,
     parse_metadata,
@@ -154,7 +156,7 @@ async def disk_to_write(store: Store, name: str) -> DiskInfo:
     info = await store.info()
     if info is None:
         raise ContainerMissing(f"{name} doesn't exist; to make it, add --setup")
-    if not is_set_up(info.metadata):
+    if not (is_set_up(info.metadata) or is_being_deleted(info.metadata)):
         raise ExportUnusable(f"{name} is not set up; to have that done, add --setup")
     return read_disk(info, name)
 
@@ -195,7 +197,8 @@ async def _set_up_existing(
     store: Store, name: str, info: ContainerInfo, request: SetupRequest, tell: Tell
 ) -> None:
     disk = _parse(info)
-    if disk is None and (holder := holder_of(info)):
+    is_half = is_being_deleted(info.metadata)  # by somebody who may be at it, or come back
+    if disk is None and not is_half and (holder := holder_of(info)):
         raise locked_by(name, holder)  # not even --force sets it up
     if request.policy and request.policy.casefold() != info.policy.casefold():
         raise SwiftnbdError(f"{name} exists with storage policy {info.policy!r}, which is for good")
@@ -203,13 +206,18 @@ async def _set_up_existing(
         await _refuse_in_use(store, info, name, request)
     await _refuse_unreadable(store, info, name, request.geometry)
     metadata = setup_metadata(request.geometry)
+    kept = {META_PREFIX + key for key in ("client", "last")}  # those belong to the lock
+    changed = {key: value for key, value in metadata.items() if key not in kept}
+    if is_half:
+        async with locked_unread(store, name, info, request.pace):
+            await store.set_metadata(changed)
+        return
     if disk is None:
         # Without sensible metadata nobody can attach, so there is nobody to lock out.
         await store.set_metadata(metadata)
         return
     async with locked(store, name, request.pace) as (_, disk):
-        kept = {META_PREFIX + key for key in ("client", "last")}  # those belong to the lock
-        await store.set_metadata({k: v for k, v in metadata.items() if k not in kept})
+        await store.set_metadata(changed)
     if request.geometry.size < disk.geometry.size:
         tell("the disk is smaller than before: what lies behind its end stays stored, unseen")
 
@@ -224,6 +232,8 @@ async def _refuse_in_use(
         raise SwiftnbdError(
             f"{name} has already been setup{found}{wanted}; to set it up again, use --force"
         )
+    if is_being_deleted(info.metadata):
+        read_disk(info, name)  # says so
     if await holds_foreign(store):
         raise SwiftnbdError(f"{name} holds objects that are no disk's; to use it, give --force")
 

@@ -11,7 +11,7 @@ A disk of ``objects * object_size`` bytes is cut into objects ``disk.part/%08i``
     swiftnbd-last         who held it before
     swiftnbd-epoch        ours: number of the newest lock epoch (`swiftnbd.export.epoch`)
     swiftnbd-image-size   ours: bytes of an uploaded image that fills the disk only in part
-    swiftnbd-deleting     ours, alone: all its objects are deleted, it is about to be
+    swiftnbd-deleting     ours, without a version: `deleting_metadata`, `deleted_metadata`
 
 swiftnbd 0.11 wrote ``object_size``, which a current Swift drops; we write ``object-size`` and
 read both. What else we store lies under ``swiftnbd/``, which 0.11 never looks at.
@@ -31,6 +31,7 @@ PART_PREFIX = "disk.part/"
 OWN_PREFIX = "swiftnbd/"
 META_PREFIX = "swiftnbd-"
 
+_OBJECTS, _CONTAINER = "objects", "1"  # what is being deleted
 _DIGITS = 8
 _BLOCK_SIZE_MIN = 4096
 _BLOCK_SIZE_MAX = 32 * 1024 * 1024
@@ -98,16 +99,31 @@ def is_set_up(metadata: Mapping[str, str]) -> bool:
     return META_PREFIX + "version" in metadata and META_PREFIX + "objects" in metadata
 
 
+def is_being_deleted(metadata: Mapping[str, str]) -> bool:
+    """Whether a deletion has begun, so that some of its objects may be gone."""
+    return metadata.get(META_PREFIX + "deleting") == _OBJECTS and not is_set_up(metadata)
+
+
 def is_deleted(metadata: Mapping[str, str]) -> bool:
     """Whether a deletion came so far that only the container was left."""
-    return META_PREFIX + "deleting" in metadata and not is_set_up(metadata)
+    is_marked = META_PREFIX + "deleting" in metadata and not is_set_up(metadata)
+    return is_marked and not is_being_deleted(metadata)
+
+
+def deleting_metadata() -> dict[str, str]:
+    """What a deletion writes before the first object goes.
+
+    Without a version nobody takes it for a disk, 0.11 neither: what is gone would read as zeros.
+    The lock stays.
+    """
+    return {META_PREFIX + "version": "", META_PREFIX + "deleting": _OBJECTS}
 
 
 def deleted_metadata() -> dict[str, str]:
     """What a deletion writes when all objects are gone: no disk, no lock, nothing to go on from."""
     keys = ("objects", "object-size", "client", "last", "epoch", "image-size")
     gone = {META_PREFIX + key: "" for key in ("version", *keys)}
-    return gone | {META_PREFIX + "deleting": "1"}
+    return gone | {META_PREFIX + "deleting": _CONTAINER}
 
 
 def parse_metadata(metadata: Mapping[str, str]) -> DiskInfo:
@@ -116,6 +132,11 @@ def parse_metadata(metadata: Mapping[str, str]) -> DiskInfo:
     Raises `ExportUnusable`, one sentence without the container's name, if it is not set up
     or does not make sense.
     """
+    if is_being_deleted(metadata):
+        raise ExportUnusable(
+            "it is deleted in part; to finish that, run: swiftnbd-ctl delete; "
+            "to use what is left, with zeros for the rest: swiftnbd-ctl setup --force"
+        )
     if is_deleted(metadata):
         raise ExportUnusable("it is deleted but for the container itself; run: swiftnbd-ctl delete")
     if not is_set_up(metadata):

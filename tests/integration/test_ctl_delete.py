@@ -7,9 +7,15 @@ import click
 import pytest
 
 from swiftnbd.cli.ctl import ctl
+from swiftnbd.cli.ctl_check import check
 from swiftnbd.cli.ctl_delete import delete, summarize
+from swiftnbd.cli.ctl_info import examine
+from swiftnbd.cli.ctl_list import describe
+from swiftnbd.cli.ctl_lock import lock, unlock
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
+from swiftnbd.cli.ctl_upload import UploadRequest, upload
 from swiftnbd.cli.run import run
+from swiftnbd.cli.source import Source
 from swiftnbd.errors import (
     ContainerMissing,
     ContainerNotEmpty,
@@ -19,7 +25,9 @@ from swiftnbd.errors import (
     SwiftnbdError,
 )
 from swiftnbd.export.epoch import EPOCH_PREFIX
+from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import OWN_PREFIX, Geometry, object_name
+from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Listed, Store
 from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
@@ -29,7 +37,7 @@ async def set_up(store: Store, objects: int, *, force: bool = False) -> None:
     request = SetupRequest(Geometry(30_000, OBJECT_SIZE), force=force)
     await setup(store, name=NAME, request=request, tell=Told())
     for index in range(objects):
-        await store.put(object_name(index), b"")
+        await store.put(object_name(index), bytes(OBJECT_SIZE))
 
 
 async def test_container_goes_with_everything_in_it(disk: Store, told: Told) -> None:
@@ -171,7 +179,104 @@ async def test_interrupted_delete_gives_the_lock_back(told: Told) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "client" not in await metadata(store)
-    assert told == ["disk: some of its objects are gone, or may be; the same command goes on"]
+    assert told == ["disk is deleted in part, and nobody can use it; the same command goes on"]
+
+
+HALF = "disk: it is deleted in part; to finish that, run: swiftnbd-ctl delete; to use what is left"
+
+
+async def half_deleted(store: Slow) -> None:
+    """A disk of four objects of which a deletion has removed all but the first."""
+    await set_up(store, 4, force=True)
+    store.error = StoreUnavailable("no answer in 15 s")
+    store.go_on.set()
+    with pytest.raises(StoreUnavailable):
+        await delete(store, name=NAME, tell=Told())
+    store.error = None
+    await store.put(object_name(0), b"a" * OBJECT_SIZE)
+
+
+async def test_half_deleted_disk_is_served_by_nobody() -> None:
+    store = Slow()
+    await half_deleted(store)
+    assert "version" not in await metadata(store)  # nor by swiftnbd 0.11
+    for read_only in (False, True):
+        with pytest.raises(ExportUnusable, match="it is deleted in part"):
+            await Export(NAME, store, read_only=read_only).load()
+
+
+async def test_disk_whose_deletion_begins_is_not_attached_by_a_server_that_knew_it_before() -> None:
+    store = Slow()
+    await set_up(store, 4)
+    export = Export(NAME, store)
+    await export.load()
+    await half_deleted(store)
+    with pytest.raises(ExportUnusable, match="it is deleted in part"):
+        await export.attach(Client("peer", "127.0.0.1", 1))
+
+
+async def test_commands_say_that_a_disk_is_half_deleted(told: Told, tmp_path: Path) -> None:
+    store = Slow()
+    await half_deleted(store)
+    set_up_anew = SetupRequest(Geometry(8, OBJECT_SIZE), exist_ok=True)
+    (tmp_path / "image").write_bytes(b"x")
+    with Source(str(tmp_path / "image")) as source:
+        request = UploadRequest(None, True, True, Pace())
+        for refused in (
+            examine(store, name=NAME),
+            describe(store, NAME, count=True),
+            check(store, name=NAME, fast=False, quiet=True, tell=told),
+            setup(store, name=NAME, request=set_up_anew, tell=told),
+            lock(store, name=NAME, tell=told),
+            upload(store, name=NAME, source=source, request=request, tell=told),
+        ):
+            with pytest.raises(ExportUnusable, match=f"^{HALF}"):
+                await refused
+    assert await unlock(store, name=NAME, tell=told) == 1
+    assert told == ["disk is not locked, nothing to do"]
+
+
+async def test_half_deleted_disk_is_asked_about_and_goes_on(told: Told) -> None:
+    store = Slow()
+    await half_deleted(store)
+    question = await summarize(store, name=NAME)
+    assert question.startswith("disk, which is deleted in part, with the ")
+    await delete(store, name=NAME, tell=told)
+    assert await store.info() is None
+
+
+async def test_what_is_left_of_a_half_deleted_disk_is_used_by_force(told: Told) -> None:
+    store = Slow()
+    await half_deleted(store)
+    for wrong in (2 * OBJECT_SIZE, OBJECT_SIZE // 2):
+        request = SetupRequest(Geometry(8, wrong), force=True)
+        with pytest.raises(SwiftnbdError, match="holds a disk in objects of"):
+            await setup(store, name=NAME, request=request, tell=told)
+    request = SetupRequest(Geometry(8, OBJECT_SIZE), force=True)
+    await setup(store, name=NAME, request=request, tell=told)
+    export = Export(NAME, store)
+    await export.load()
+    device = await export.attach(Client("peer", "127.0.0.1", 1))
+    found = b"".join(await device.read(0, 2 * OBJECT_SIZE))
+    assert found == b"a" * OBJECT_SIZE + bytes(OBJECT_SIZE)
+    await export.shut_down()
+
+
+async def test_half_deleted_disk_is_not_used_by_force_while_its_deletion_is_at_work(
+    told: Told,
+) -> None:
+    store = Slow()
+    await set_up(store, 100)
+    task = asyncio.create_task(delete(store, name=NAME, tell=told))
+    await store.busy.wait()
+    request = SetupRequest(Geometry(8, OBJECT_SIZE), force=True)
+    with pytest.raises(Locked):
+        await setup(store, name=NAME, request=request, tell=told)
+    with pytest.raises(Locked):
+        await delete(store, name=NAME, tell=told)
+    store.go_on.set()
+    await task
+    assert await store.info() is None
 
 
 async def test_failed_delete_gives_the_lock_back(told: Told) -> None:

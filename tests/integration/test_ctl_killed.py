@@ -29,7 +29,8 @@ from swiftnbd.cli.source import Source
 from swiftnbd.cli.unfinished import COPY
 from swiftnbd.errors import ContainerMissing, ExportUnusable, Locked
 from swiftnbd.export import lock as lock_module
-from swiftnbd.export.layout import Geometry, object_name
+from swiftnbd.export.export import Client, Export
+from swiftnbd.export.layout import Geometry, is_being_deleted, object_name
 from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
@@ -200,6 +201,11 @@ async def killed(
     return None
 
 
+async def is_half_deleted(store: Store) -> bool:
+    info = await store.info()
+    return info is not None and is_being_deleted(info.metadata)
+
+
 async def unlock_if_locked(store: Store) -> None:
     with suppress(ContainerMissing, ExportUnusable):  # what is no disk is not locked
         await unlock(store, name=NAME, tell=Told())
@@ -221,6 +227,10 @@ async def test_killed_command_leaves_a_container_of_use(
             assert command in NO_DISK
         if command == "resize":  # an upload takes no disk of another size for its own
             await resize_to(store, GEOMETRY.size)
+        if command == "delete" and await is_half_deleted(store):
+            with pytest.raises(ExportUnusable, match="deleted in part"):
+                await upload_again(store, tmp_path)
+            await delete(store, name=NAME, tell=Told(), retry_seconds=0)
         refusal = ""
         try:
             await upload_again(store, tmp_path)
@@ -300,6 +310,36 @@ async def test_killed_resize_keeps_what_was_kept_and_brings_nothing_back(
         after = await disk_bytes(store)
         assert after == before[:KEPT] + bytes(len(before) - KEPT), f"killed at {at}"
     assert 10 < at < REQUESTS_MAX - 1
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+async def test_killed_delete_leaves_all_of_a_disk_or_none_that_is_served(
+    done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = refused = 0
+    for at in range(1, REQUESTS_MAX):
+        account = await killed("delete", at, done, tmp_path, monkeypatch)
+        if account is None:
+            break
+        store = MemoryStore(NAME, account)
+        for writable in (False, True):
+            export = Export(NAME, store, read_only=not writable)
+            try:
+                await export.load()
+                device = await export.attach(Client("peer", "127.0.0.1", 1))
+            except (ContainerMissing, ExportUnusable):
+                refused += 1
+                continue
+            whole += 1
+            found = b"".join(await device.read(0, GEOMETRY.size))
+            assert found == image_bytes(0), f"killed at {at}"
+            await export.detach()
+            await export.shut_down()
+        if await store.info() is not None:
+            await delete(store, name=NAME, tell=Told(), retry_seconds=0)
+        assert await store.info() is None
+    assert whole > 10
+    assert refused > 10
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
