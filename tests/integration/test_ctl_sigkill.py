@@ -107,13 +107,18 @@ class Victim:
         return f"{command} killed after {after:.3f} s"
 
     def write(self, image: str) -> None:
-        """Whatever was killed, the disk can be written; if it is locked by hand, it says so."""
+        """Whatever was killed, the disk can be written, or it says why not, and what to do."""
         upload = [image if word == "new" else word for word in COMMANDS["upload"]]
-        said = self.run(*upload, codes=(0, 3))
+        said = self.run(*upload, codes=(0, 3, 4))
         if "is locked by" in said:
             assert f"swiftnbd-ctl unlock {self.name}" in said
             self.run(*COMMANDS["unlock"])
             self.run(*upload)
+        elif "is deleted in part" in said:
+            self.run(*COMMANDS["delete"])
+            self.run(*upload)
+        else:
+            assert "Done, " in said
 
     def check_use(self, rng: random.Random, what: str) -> None:
         """List it, perhaps unlock it, write it, read it."""
