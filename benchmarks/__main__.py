@@ -22,6 +22,7 @@ from benchmarks import (
     filters,
     hostile,
     memory,
+    peers,
     python_plugin,
     requests,
     stall,
@@ -47,6 +48,7 @@ MEASURES = {
     hostile.PART: hostile.measure,
     sweep.PART: sweep.measure,
     ctl.PART: ctl.measure,
+    peers.PART: peers.measure,
 }
 
 

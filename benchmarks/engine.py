@@ -47,7 +47,7 @@ def _measure_writes(swift: Swift, options: Options, results: Results) -> None:
         def ours(disk: str = disk) -> float:
             with swift.serve(disk, CACHE_MIB) as server:
                 flags = ["--rw=randwrite", "--iodepth=32", "--fsync=64"]
-                return _fio(server.uri, *flags, f"--size={16 * count * OBJECT}", ios=count)
+                return fio_rate(server.uri, *flags, f"--size={16 * count * OBJECT}", ios=count)
 
         in_pairs(row, 1, ours, lambda: _raw_puts(swift, count, options), options.say)
 
@@ -67,7 +67,7 @@ def _measure_flushes(swift: Swift, options: Options, results: Results) -> None:
         def ours(disk: str = disk) -> float:
             with swift.serve(disk, CACHE_MIB) as server:
                 flags = ["--rw=randwrite", "--iodepth=1", "--fsync=1", f"--size={MIB}"]
-                return 1000 / _fio(server.uri, *flags, "--norandommap", ios=count)
+                return 1000 / fio_rate(server.uri, *flags, "--norandommap", ios=count)
 
         def raw() -> float:
             container, data = swift.new_name(), options.random_bytes(MIB)
@@ -90,7 +90,7 @@ def _measure_cold_reads(swift: Swift, options: Options, results: Results) -> Non
     def ours() -> float:
         with swift.serve(disk, CACHE_MIB) as server:
             flags = ["--rw=randread", "--iodepth=32", f"--blockalign={OBJECT}"]
-            return _fio(server.uri, *flags, f"--size={len(data)}", ios=count)
+            return fio_rate(server.uri, *flags, f"--size={len(data)}", ios=count)
 
     def raw() -> float:
         return count / swift.raw.get_all(disk, count, OBJECT)
@@ -105,7 +105,9 @@ def _measure_stream(swift: Swift, options: Options, results: Results) -> None:
         size = options.engine_objects * OBJECT // 2
         disk = swift.set_up(size, OBJECT)
         with swift.serve(disk, 64, "-v") as server:
-            _fio(server.uri, "--rw=write", "--iodepth=32", f"--size={size}", ios=size // 4 // KIB)
+            fio_rate(
+                server.uri, "--rw=write", "--iodepth=32", f"--size={size}", ios=size // 4 // KIB
+            )
             puts = server.said().count("PUT disk.part/")
         row.values.append(puts * OBJECT / size)
         options.say(f"{row.what}: {row.values[-1]:.3f}")
@@ -152,7 +154,7 @@ def _raw_puts(swift: Swift, count: int, options: Options) -> float:
     return count / swift.raw.put_all(container, data, OBJECT)
 
 
-def _fio(uri: str, *flags: str, ios: int) -> float:
+def fio_rate(uri: str, *flags: str, ios: int) -> float:
     """Requests per second of so many of 4 KiB each, the last flush included."""
     command = [find("fio"), "--name=engine", "--ioengine=nbd", f"--uri={uri}", "--bs=4k", *flags]
     said = run([*command, f"--io_size={ios * 4 * KIB}", "--end_fsync=1", "--output-format=json"])

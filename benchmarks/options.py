@@ -25,6 +25,7 @@ PARTS = (
     "hostile",
     "sweep",
     "ctl",
+    "peers",
 )
 RESULTS_DIRECTORY = Path(__file__).parent / "results"
 

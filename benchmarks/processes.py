@@ -24,6 +24,8 @@ PACKAGES = {
     "fio": "fio",
     "nbdkit": "nbdkit",
     "nbdcopy": "libnbd-bin",
+    "s3backer": "s3backer",
+    "fusermount": "fuse",
 }
 
 _URI = re.compile(r"^nbds?://\S+$", re.MULTILINE)
@@ -41,7 +43,8 @@ def find(program: str) -> str:
 def version(program: str) -> str | None:
     """The first line a program says of its version, or None if it is not installed."""
     with suppress(Missing, subprocess.SubprocessError):
-        return run([find(program), "--version"]).splitlines()[0]
+        said = run([find(program), "--version"])
+        return said.splitlines()[0] if said else "installed"  # s3backer tells stderr
     return None
 
 
@@ -104,6 +107,10 @@ class Process:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"a server did not come up\n{self.said()}")
             time.sleep(POLL_SECONDS)
+
+    def wait_ended(self) -> None:
+        """Return when it has ended by itself; what it used can still be asked."""
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
     def cpu_seconds(self) -> float:
         """User and system time it has used, all its threads."""
