@@ -225,6 +225,9 @@ async def _release(lock: "Lock", name: str, *, changed: bool) -> None:
         await lock.release(changed=changed)
     except SwiftnbdError as error:
         raise StoreError(_stays_locked(name, error)) from error
+    except BaseException:  # Ctrl-C in the middle of it
+        await release_after_failure(lock, name, changed=changed)
+        raise
 
 
 async def release_after_failure(lock: "Lock", name: str, *, changed: bool = True) -> None:

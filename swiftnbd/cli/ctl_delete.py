@@ -50,6 +50,7 @@ from swiftnbd.export.layout import (
 from swiftnbd.store.base import ContainerInfo, Store, list_all
 
 if TYPE_CHECKING:
+    from swiftnbd.export.lock import Lock
     from swiftnbd.export.pace import Pace
 
 # A listing may lag behind the deletes; a busy Swift catches up within seconds.
@@ -143,20 +144,28 @@ async def _empty(
     try:
         log.debug("deleting %s", name)
         begin = time.monotonic()
-        # Counted by the store, perhaps a moment ago; a folder would have to look at each.
-        with shown(info.objects or 0) as advance:
-            async with kept(lock, name) as leased:
-                await leased.set_metadata(deleting_metadata())
-                with _telling(name, tell):
-                    deleted = await _delete_objects(leased, lock.epoch_name, advance)
-                seconds = time.monotonic() - begin
-                await leased.set_metadata(deleted_metadata())
+        async with kept(lock, name) as leased:
+            await leased.set_metadata(deleting_metadata())
+            # Counted by the store, perhaps a moment ago; a folder would have to look at each.
+            with _telling(name, tell), shown(info.objects or 0) as advance:
+                deleted = await _delete_objects(leased, lock.epoch_name, advance)
+            seconds = time.monotonic() - begin
+            await leased.set_metadata(deleted_metadata())
     except BaseException:
-        await release_after_failure(lock, name)
+        await _let_go(store, lock, name)
         raise
     store.set_canary(None)
     await store.delete(lock.epoch_name)
     return deleted, seconds
+
+
+async def _let_go(store: Store, lock: "Lock", name: str) -> None:
+    """Release the lock, unless it went with the rest of the metadata a moment ago."""
+    with suppress(SwiftnbdError):
+        info = await store.info()
+        if info is None or is_deleted(info.metadata):
+            return
+    await release_after_failure(lock, name)
 
 
 @contextmanager

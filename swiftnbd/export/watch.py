@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Finding out who is in the way of a lock, and that they are gone."""
 
+import asyncio
+
 from swiftnbd.errors import ContainerMissing
 from swiftnbd.export.epoch import find_newest_known, is_hint_wrong, read_epoch
 from swiftnbd.export.holders import Marks, Sighting, Tenure, tenure_of
@@ -80,4 +82,8 @@ async def break_lock(
     try:
         await lock.acquire_unread(Marks.of(info.metadata), over)
     finally:
-        await lock.release(last=over.holder)
+        try:
+            await lock.release(last=over.holder)
+        except asyncio.CancelledError:  # Ctrl-C in the middle of it
+            await lock.release(last=over.holder)
+            raise

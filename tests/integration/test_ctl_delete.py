@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 import asyncio
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
 
+from swiftnbd.cli import ctl_delete
 from swiftnbd.cli.ctl import ctl
 from swiftnbd.cli.ctl_check import check
 from swiftnbd.cli.ctl_delete import delete, summarize
@@ -170,7 +173,17 @@ async def test_sixteen_objects_are_deleted_at_once(told: Told) -> None:
     await task
 
 
-async def test_interrupted_delete_gives_the_lock_back(told: Told) -> None:
+async def test_interrupted_delete_gives_the_lock_back(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def bar(*_arguments: object, **_options: object) -> Iterator[Callable[[int], None]]:
+        try:
+            yield lambda _amount: None
+        finally:
+            told.append("(the bar is gone)")
+
+    monkeypatch.setattr(ctl_delete, "progress", bar)
     store = Slow()
     await set_up(store, 100)
     task = asyncio.create_task(delete(store, name=NAME, tell=told))
@@ -179,7 +192,10 @@ async def test_interrupted_delete_gives_the_lock_back(told: Told) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "client" not in await metadata(store)
-    assert told == ["disk is deleted in part, and nobody can use it; the same command goes on"]
+    assert told == [
+        "(the bar is gone)",
+        "disk is deleted in part, and nobody can use it; the same command goes on",
+    ]
 
 
 HALF = "disk: it is deleted in part; to finish that, run: swiftnbd-ctl delete; to use what is left"

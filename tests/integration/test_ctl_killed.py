@@ -8,7 +8,6 @@ done. `test_ctl_sigkill` kills real processes at moments that nobody has chosen.
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,6 +34,7 @@ from swiftnbd.export.pace import Pace
 from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
 from tests.integration.conftest import HOLDER, NAME, OBJECT_SIZE, Told, dead_process
+from tests.support.doomed import Doomed, Killed
 
 OBJECTS = 6
 REQUESTS_MAX = 200  # no command here makes so many
@@ -44,47 +44,6 @@ KEPT = 4 * OBJECT_SIZE - 100  # ends within an object that is stored
 PLAN = [Step("put", OBJECT_SIZE, 2), Step("get", OBJECT_SIZE, 2)]
 
 Command = Callable[[Store, Path], Awaitable[object]]
-
-_REQUESTS = {
-    "get", "head", "put", "copy", "delete", "renew", "listing", "info", "set_metadata",
-    "create_container", "delete_container",
-}  # fmt: skip
-
-
-class Killed(BaseException):
-    """The process is no more: nothing is cleaned up after this."""
-
-
-class Doomed(MemoryStore):
-    """A process that is killed at its ``requests``-th request, which is ``done`` or not."""
-
-    def __init__(
-        self, account: MemoryAccount, requests: int, *, done: bool, name: str = NAME
-    ) -> None:
-        super().__init__(name, account)
-        self.left = [requests]
-        self.done = done
-
-    def another(self, name: str) -> "Doomed":
-        """Another container of the same process."""
-        other = Doomed(self.account, 0, done=self.done, name=name)
-        other.left = self.left
-        return other
-
-    def __getattribute__(self, name: str) -> Any:
-        attribute = super().__getattribute__(name)
-        if name not in _REQUESTS:
-            return attribute
-
-        async def request(*arguments: Any, **options: Any) -> Any:
-            self.left[0] -= 1
-            if self.left[0] > 0 or (self.left[0] == 0 and self.done):
-                result = await attribute(*arguments, **options)
-            if self.left[0] <= 0:
-                raise Killed
-            return result
-
-        return request
 
 
 def image_bytes(seed: int) -> bytes:
@@ -191,7 +150,7 @@ async def killed(
 ) -> MemoryAccount | None:
     """What a command leaves that was killed at that request; None if it came to its end before."""
     account = await prepared(command, folder) if account is None else account
-    store = Doomed(account, at, done=done)
+    store = Doomed(NAME, account, at, done=done)
     with monkeypatch.context() as patch:
         patch.setattr(lock_module, "current_process", dead_process)
         try:
