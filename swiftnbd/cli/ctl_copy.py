@@ -173,9 +173,10 @@ def _check_fits(disk: DiskInfo, there: DiskInfo, request: CopyRequest) -> None:
 async def _copy_held(here: Held, there: Held, request: CopyRequest, tell: Tell) -> "Tally":
     from swiftnbd.cli.copying import Copy
     from swiftnbd.cli.known import known_objects
-    from swiftnbd.cli.unfinished import COPY, finish_records, start_record
+    from swiftnbd.cli.unfinished import COPY, finish_records, start_record, warn_of_unfinished
 
     _check_fits(here.disk, there.disk, request)
+    await warn_of_unfinished(here, request.source, tell)
     await _check_overwrite(there, request, tell)
     # From now on the target is neither what it was nor what it will be.
     there.changed = True

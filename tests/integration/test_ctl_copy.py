@@ -13,7 +13,7 @@ from swiftnbd.cli.ctl_copy import CopyRequest, copy
 from swiftnbd.cli.ctl_info import examine
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.run import run
-from swiftnbd.cli.unfinished import COPY
+from swiftnbd.cli.unfinished import COPY, UPLOAD
 from swiftnbd.errors import (
     CopyUnsupported,
     CorruptObject,
@@ -68,6 +68,14 @@ async def content(store: Store) -> bytes:
 
 def request(**options: object) -> CopyRequest:
     return CopyRequest("one", "two", quiet=True, **options)  # type: ignore[arg-type]
+
+
+async def test_copy_of_a_disk_that_is_not_whole_warns(opened: Open, told: Told) -> None:
+    one, two = opened("one"), opened("two")
+    await set_up(one, "one", 2)
+    await one.put(UPLOAD, b"{}")
+    await copy(one, two, request=request(setup=True), tell=told)
+    assert "WARNING: an upload into one did not come to its end: a part of it is missing" in told
 
 
 async def test_copy_is_the_same_disk_and_as_sparse(opened: Open, told: Told) -> None:
