@@ -310,6 +310,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert "is a copy of" not in said.err
     assert run(ctl, "swiftnbd-ctl", [*where, "copy", "one", "three", "--setup", "-q"]) == 0
-    done = "three is a copy of one: 1 objects (64 KiB) copied by the store itself"
+    done = "three is a copy of one: 1 object (64 KiB) copied by the store itself"
     assert done in capsys.readouterr().err
     assert (tmp_path / "two" / "disk.part" / "00000003").read_bytes() == data
