@@ -258,6 +258,8 @@ def test_killed_bench_on_a_real_swift_is_cleaned_up_by_the_next_one(
     assert other not in said
     assert f"give it a section in {backend.secrets} and run, with the options of this one:" in said
     assert backend.objects(other) == {OWN: b"x"}
+    backend.request("DELETE", other, f"/{OWN}")
+    backend.request("DELETE", other)
 
 
 def test_command_in_a_pipe_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
