@@ -257,6 +257,9 @@ async def test_requests_that_wait_are_told_with_their_number_and_age(
         (client,) = status["clients"]
         assert client["at_work"] == 2
         assert client["oldest_seconds"] > 0.1
+        found = await values(served)
+        assert found["swiftnbd_requests_under_way", "disk"] == 2
+        assert found["swiftnbd_oldest_request_seconds", "disk"] > 0.1
         gate.open()
         assert {(await peer.reply(1))[0] for _ in range(2)} == {1, 2}
         while last["at_work"]:
@@ -264,6 +267,9 @@ async def test_requests_that_wait_are_told_with_their_number_and_age(
             last = status["exports"][0]["now"]
         assert last["oldest_seconds"] is None
         assert status["clients"][0]["oldest_seconds"] is None
+        found = await values(served)
+        assert found["swiftnbd_requests_under_way", "disk"] == 0
+        assert found["swiftnbd_oldest_request_seconds", "disk"] == 0
         await peer.disconnect()
 
 
