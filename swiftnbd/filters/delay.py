@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-server --filter delay PLUGIN rdelay=100ms``"""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from errno import ENOTSUP
@@ -18,6 +17,7 @@ from swiftnbd.api import (
     parameter,
 )
 from swiftnbd.api.around import Around, Call
+from swiftnbd.api.ending import ENDING
 
 T = TypeVar("T")
 
@@ -28,7 +28,10 @@ def _delay(what: str) -> Any:
 
 @dataclass(frozen=True)
 class Delay(FilterPlugin):
-    """Has requests wait before they are done, as a slow or distant disk would."""
+    """Has requests wait before they are done, as a slow or distant disk would.
+
+    When the server ends, what waits is done at once.
+    """
 
     per_connection = True
 
@@ -62,7 +65,7 @@ class Delay(FilterPlugin):
         }
         close_seconds = 0.0
         if opening.client is not None:
-            await asyncio.sleep(self.delay_open or 0.0)
+            await ENDING.sleep(self.delay_open or 0.0)
             close_seconds = self.delay_close or 0.0
         seconds = {name: each for name, each in given.items() if each}
         return DelayFilter(device, seconds, close_seconds, refuses_fast=not self.delay_fast_zero)
@@ -87,12 +90,12 @@ class DelayFilter(Around):
         if self._refuses_fast and "fast" in call.flags:
             raise ExportError(ENOTSUP, "zeros are not fast: delay-fast-zero=no")
         if seconds := self._seconds.get(call.name):
-            await asyncio.sleep(seconds)
+            await ENDING.sleep(seconds)
         return await work()
 
     async def close(self) -> None:
         seconds, self._close_seconds = self._close_seconds, 0.0
         try:
-            await asyncio.sleep(seconds)
+            await ENDING.sleep(seconds)
         finally:
             await super().close()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-server --filter retry-request PLUGIN retry-request-delay=1``"""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from swiftnbd.api import (
     parameter,
 )
 from swiftnbd.api.around import Around, Call
+from swiftnbd.api.ending import ENDING
 
 T = TypeVar("T")
 
@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RetryRequest(FilterPlugin):
-    """Has the device do again what it failed to do."""
+    """Has the device do again what it failed to do.
+
+    When the server ends, there is one more try, and no waiting.
+    """
 
     retry_request_retries: int = parameter(
         integer(0, RETRIES_MAX), "How often again, at most.", default=2
@@ -65,5 +68,7 @@ class RetryFilter(Around):
                     "%s %d+%d failed, %d tries are left: %s",
                     call.name, call.offset, call.length, left, error,
                 )  # fmt: skip
-            await asyncio.sleep(self._seconds)
+            await ENDING.sleep(self._seconds)
+            if ENDING.has_begun:
+                break
         return await work()

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Hashable
 
 from swiftnbd.server.peers import Peer
-from swiftnbd.units import counted
 
 _IPV6_PREFIX = 64
 
@@ -27,11 +26,10 @@ class Admission:
     def refusal(self, peer: Peer) -> str:
         """Why one more connection of this peer is one too many; empty if it is not."""
         if self._total >= self._total_max:
-            are = "is" if self._total == 1 else "are"
-            return f"there {are} {counted(self._total, 'connection')}"
+            return f"there are {self._total} connections"
         count = self._counts[_place_of(peer)]
         if count >= self._per_address_max:
-            return f"it has {counted(count, 'connection')}"
+            return f"it has {count} connections"
         return ""
 
     def enter(self, peer: Peer) -> None:

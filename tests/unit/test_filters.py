@@ -7,7 +7,7 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from errno import EINVAL, EIO, ENOSPC, ENOTSUP, ESHUTDOWN
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from swiftnbd.api import (
 from swiftnbd.api.ending import ENDING
 from swiftnbd.api.parameters import values_of
 from swiftnbd.errors import Locked
+from swiftnbd.export.device_export import DeviceExport
 from swiftnbd.filters.blocksize_policy import BlocksizePolicy
 from swiftnbd.filters.delay import Delay
 from swiftnbd.filters.error import Error
@@ -41,11 +42,12 @@ from swiftnbd.filters.rate import Rate
 from swiftnbd.filters.retry_request import RetryRequest
 from swiftnbd.filters.stats import Stats
 from swiftnbd.filters.truncate import Truncate
-from swiftnbd.plugins.memory import PAGE_BYTES, MemoryDevice
+from swiftnbd.plugins.memory import PAGE_BYTES, Memory, MemoryDevice
+from tests.support import nbd_client as nbd
 from tests.support.byte_device import BLOCK, ByteDevice
 from tests.support.device_oracle import is_array_of_bytes
 from tests.support.log_watch import Announce
-from tests.support.loopback import soon, until
+from tests.support.loopback import serving, soon, until
 
 SIZE = 4 * PAGE_BYTES
 OPENING = Opening("disk", client=Client("one", "host", 1))
@@ -189,13 +191,12 @@ def test_error_that_nbd_does_not_have_is_refused() -> None:
 
 
 async def test_each_request_waits_for_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept, sleep = list[float](), asyncio.sleep
+    slept = list[float]()
 
     async def note(seconds: float) -> None:
         slept.append(seconds)
-        await sleep(0)
 
-    monkeypatch.setattr(asyncio, "sleep", note)
+    monkeypatch.setattr(ENDING, "sleep", note)
     filter = told(
         Delay, rdelay="1", wdelay="2", delay_zero="3", delay_extents="4", delay_cache="500ms",
         delay_open="6", delay_close="7", delay_fast_zero="no",
@@ -226,6 +227,40 @@ async def test_delayed_write_of_a_gone_client_never_happens() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert [name for name, _, _ in device.calls] == ["close"]
+
+
+async def test_delayed_requests_are_done_when_the_server_ends() -> None:
+    export = DeviceExport("disk", Memory(size=PAGE_BYTES), [told(Delay, wdelay="1h")])
+    async with serving(export) as up, await up.attached(b"disk") as peer:
+        peer.request(nbd.WRITE, 0, 3, data=b"abc")
+        peer.request(nbd.READ, 0, 1)
+        await peer.reply(1)
+        assert await soon(up.server.stop())
+        assert await peer.reply() == (1, 0, b"")
+        assert await peer.closed_by_server()
+
+
+async def test_opening_and_closing_that_is_delayed_does_not_delay_the_end() -> None:
+    opens, closes = told(Delay, delay_open="1h"), told(Delay, delay_close="1h")
+    made = await closes.wrap(ByteDevice(), OPENING)
+    opening = asyncio.create_task(opens.wrap(ByteDevice(), OPENING))
+    closing = asyncio.create_task(made.close())
+    await asyncio.sleep(0)
+    with ending():
+        assert await soon(opening)
+        await soon(closing)
+        made = await soon(closes.wrap(ByteDevice(), OPENING))
+        await soon(made.close())
+    assert not ENDING._sleeping
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    ENDING.begin(print)
+    try:
+        yield
+    finally:
+        ENDING.is_over()
 
 
 # Log
@@ -498,6 +533,20 @@ async def test_request_that_fails_for_good_fails(errno: int, tries: int) -> None
     device = Flaky([errno] * 9)
     async with stacked(device, told(RetryRequest, retry_request_delay="0")) as made:
         assert await failed(made.zero(0, 1, fast=True)) == errno
+    assert len(device.calls) == tries + 1
+
+
+@pytest.mark.parametrize(("failures", "tries"), [([EIO], 2), ([EIO] * 9, 2)])
+async def test_request_is_tried_once_more_when_the_server_ends(
+    failures: list[int], tries: int
+) -> None:
+    device = Flaky(list(failures))
+    async with stacked(device, told(RetryRequest, retry_request_delay="1h")) as made:
+        task = asyncio.create_task(made.write(0, b"x"))
+        await until(lambda: bool(ENDING._sleeping))
+        with ending():
+            [outcome] = await soon(asyncio.gather(task, return_exceptions=True))
+    assert isinstance(outcome, ExportError) is (len(failures) >= tries)
     assert len(device.calls) == tries + 1
 
 
