@@ -9,8 +9,10 @@ line.
 import json
 import logging
 import re
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,13 +106,30 @@ class OneLine(logging.Formatter):
 
 
 class _LogFile(WatchedFileHandler):
-    """Follows logrotate. If the new file cannot be made, lines are lost, and nothing else."""
+    """Follows logrotate. If a line cannot be written, or the new file not be made, lines are lost,
+    and nothing else: standard error is told once, until one is written again.
+    """
+
+    _loses = _failed = False  # up to the line before, and this one
 
     def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
         try:
             super().emit(record)
         except OSError:
             self.handleError(record)
+        self._loses = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)  # a bug of ours, with its traceback
+            return
+        self._failed = True
+        if not self._loses and sys.stderr is not None:
+            with suppress(OSError):
+                text = f"cannot write log file {self.baseFilename}: {error.strerror}"
+                print(f"swiftnbd: {text}; lines are lost", file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes as people write them: ``65536``, ``64K``, ``10G``; always powers of 1024. And times."""
+"""Sizes as people write them: ``65536``, ``64K``, ``10G``; always powers of 1024. Counts, times."""
 
 import re
 
@@ -32,6 +32,11 @@ def exact_size(size: int) -> str:
     """`format_size`, with the bytes where that may be rounded: ``1.5 MiB (1600000 bytes)``."""
     text = format_size(size)
     return f"{text} ({size} bytes)" if size % _unit_of(size)[1] else text
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 object``, ``20 objects``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: MIT
 """``swiftnbd-ctl bench``: how fast a store is, and which object size suits it."""
 
-import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from swiftnbd.cli import run
-from swiftnbd.cli.common import IN_FLIGHT_MAX, PROGRAM, STORE_SECONDS_MAX, Tell, tell
+from swiftnbd.cli.common import PROGRAM, STORE_SECONDS_MAX, tell
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.report import json_option, print_json, quiet_option
+from swiftnbd.cli.secrets import SECRETS_FILE_DEFAULT
 from swiftnbd.cli.sizes import format_size, parse_size, size_option
-from swiftnbd.errors import ContainerMissing, ContainerNotEmpty, StoreError, SwiftnbdError
-from swiftnbd.export.layout import OBJECT_SIZE_UNIT, deleted_metadata
+from swiftnbd.export.layout import OBJECT_SIZE_UNIT
 from swiftnbd.server.config import AuthConfig, ExportConfig
-from swiftnbd.store.base import OBJECT_BYTES_MAX, Store
+from swiftnbd.store.base import OBJECT_BYTES_MAX
 
 if TYPE_CHECKING:
     from swiftnbd.cli.benching import Choice, Limits, Measured, Step
@@ -31,10 +30,6 @@ SIZES_DEFAULT = ("64K", "256K", "1M", "4M")
 CONNECTIONS_DEFAULT = (1, 4, 16)
 CONNECTIONS_MAX = 64
 STEPS_MAX = 200  # a tenth of a second each would say nothing
-
-# A listing may lag behind the deletes; a busy Swift catches up within seconds.
-CLEAN_TRIES_MAX = 6
-CLEAN_RETRY_SECONDS = 0.5  # doubles: 15 s in all
 
 _BAR = 16  # characters of the plot's longest bar; 80 columns hold it, and six numbers before
 _NAMES = {"put": "PUT", "get": "GET", "part": "GET part"}  # of 64 KiB
@@ -113,7 +108,8 @@ def bench_command(
 
     PUTs and GETs are measured in a scratch container, with the login of CONTAINER (by default the
     first one of the secrets file), which itself is left alone. The scratch container is removed
-    at the end, also after Ctrl-C. Run it where the server will run, and with nothing else to do.
+    at the end, also after Ctrl-C; if this is killed, by the first one that is begun a day later.
+    Run it where the server will run, and with nothing else to do.
     """
     from swiftnbd.cli.benching import Limits, steps
 
@@ -124,9 +120,9 @@ def bench_command(
     export = _login(options, auth, container)
     limits = Limits(seconds, bytes_max)
     show = quiet or as_json
-    like = export.name if options.has_secrets else ""
+    file = (options.secrets or str(SECRETS_FILE_DEFAULT)) if options.has_secrets else ""
     found = run.run_interruptible(
-        PROGRAM, lambda: _bench(auth, export, policy, plan, limits, like=like, quiet=show)
+        PROGRAM, lambda: _bench(auth, export, policy, plan, limits, secrets=file, quiet=show)
     )
     if as_json:
         print_json(document(found))
@@ -151,24 +147,26 @@ async def _bench(
     plan: "Sequence[Step]",
     limits: "Limits",
     *,
-    like: str,
+    secrets: str,
     quiet: bool,
 ) -> "list[Measured]":
-    """``like``: the section of the secrets file that has the login, if there is such a file."""
+    """``secrets``: the file that has the login, if there is one."""
     from swiftnbd.cli.benching import Bench
+    from swiftnbd.cli.scratch import new_name, remove_old, scratch
     from swiftnbd.cli.stores import Stores
 
-    name = f"swiftnbd-bench-{secrets.token_hex(8)}"
+    name = new_name()
     async with Stores(auth, seconds=STORE_SECONDS_MAX) as stores:
         if policy is None:
             info = await stores.open(export).info()
             policy = (info.policy or None) if info else None
+        await remove_old(stores, export, tell)
         found = []
+        rescue = f"a later bench removes it, after a day, or now: {_advice(name, secrets)}"
         if not quiet:
-            section = f"give it a section like [{like}] and " if like else ""
-            rescue = f"should this be killed, {section}run: swiftnbd-ctl delete {name}"
-            tell(f"measuring in {name}; {rescue}")
-        async with scratch(stores.open(replace(export, name=name)), name, policy, tell) as store:
+            tell(f"measuring in {name}; should this be killed, {rescue}")
+        store = stores.open(replace(export, name=name))
+        async with scratch(store, name, policy, tell, rescue):
             with _status(len(plan), quiet=quiet) as begins:
                 async for measured in Bench(store, limits).run(plan, begins):
                     found.append(measured)
@@ -177,49 +175,10 @@ async def _bench(
     return found
 
 
-@asynccontextmanager
-async def scratch(
-    store: Store, name: str, policy: str | None, tell: Tell, retry_seconds: float | None = None
-) -> AsyncIterator[Store]:
-    """A new container, removed with all that is in it, whatever happens inside.
-
-    From the start it is marked as one that is being deleted: so ``swiftnbd-ctl delete`` removes
-    it if we are killed.
-    """
-    marks = {key: value for key, value in deleted_metadata().items() if value}
-    try:
-        await store.create_container(marks, policy=policy)
-        yield store
-    finally:
-        try:
-            await _remove(store, CLEAN_RETRY_SECONDS if retry_seconds is None else retry_seconds)
-        except SwiftnbdError as error:
-            tell(f"{name}, a scratch container, is left; run: swiftnbd-ctl delete {name} ({error})")
-
-
-async def _remove(store: Store, retry_seconds: float) -> None:
-    import asyncio
-
-    from swiftnbd.cli.parallel import for_each
-
-    async def delete(object_name: str) -> None:
-        await store.delete(object_name)
-
-    for attempt in range(CLEAN_TRIES_MAX):
-        if attempt:
-            await asyncio.sleep(retry_seconds * 2 ** (attempt - 1))
-        try:
-            after = ""
-            while page := await store.listing(after=after):
-                await for_each([row.name for row in page], delete, in_flight=IN_FLIGHT_MAX)
-                after = page[-1].name
-            await store.delete_container()
-        except ContainerNotEmpty:
-            continue
-        except ContainerMissing:
-            pass
-        return
-    raise StoreError("it is listed as not empty")
+def _advice(name: str, secrets: str) -> str:
+    """What to run to have the scratch container removed."""
+    section = f"give it a section in {secrets} and " if secrets else ""
+    return f"{section}run, with the options of this one: swiftnbd-ctl delete {name}"
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
 from swiftnbd.cli.report import json_option, print_json, quiet_option
+from swiftnbd.cli.sizes import counted
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.layout import META_PREFIX, Geometry, is_set_up, object_name, parse_metadata
 from swiftnbd.store.base import ContainerInfo, Store
@@ -156,10 +157,11 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    name, checked = result["container"], result["objects_checked"]
+    name, checked = result["container"], counted(result["objects_checked"], "object")
+    bad = result["objects_damaged"]
     how = "looked at" if result["fast"] else "read"
     if result["good"]:
-        return f"Done, {name} is good: {checked} objects {how} in {result['seconds']:.1f} s"
-    if result["objects_damaged"]:
-        return f"{name} is damaged: {result['objects_damaged']} of the {checked} objects {how} are"
-    return f"{name} is not whole, though nothing is wrong with the {checked} objects {how}"
+        return f"Done, {name} is good: {checked} {how} in {result['seconds']:.1f} s"
+    if bad:
+        return f"{name} is damaged: {bad} of the {checked} {how} {'is' if bad == 1 else 'are'}"
+    return f"{name} is not whole, though nothing is wrong with the {checked} {how}"

@@ -82,6 +82,8 @@ def check_auth_command(
     """
     auth = options.auth()
     if auth.directory is not None:
+        if as_json:
+            click.echo("[]")
         tell(f"{auth.url} needs no login")
         return 0
     logins = _logins(options, auth, containers)

@@ -25,7 +25,7 @@ from swiftnbd.cli.ctl_setup import SetupRequest, disk_to_write, geometry_for, se
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import progress
 from swiftnbd.cli.report import json_option, quiet_option
-from swiftnbd.cli.sizes import exact_size, format_size, size_option
+from swiftnbd.cli.sizes import counted, exact_size, format_size, size_option
 from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import META_PREFIX, PART_PREFIX, DiskInfo, is_set_up
@@ -118,9 +118,10 @@ def copy_command(
 
 def _sentence(request: CopyRequest, tally: "Tally") -> str:
     how = "by the store itself" if tally.server_side else "through here"
-    parts = [f"{tally.copied} objects ({format_size(tally.copied_bytes)}) copied {how}"]
+    parts = [f"{counted(tally.copied, 'object')} ({format_size(tally.copied_bytes)}) copied {how}"]
     if tally.already_there:
-        parts.append(f"{tally.already_there} were there already")
+        were = "was" if tally.already_there == 1 else "were"
+        parts.append(f"{tally.already_there} {were} there already")
     return f"Done, {request.target} is a copy of {request.source}: {', '.join(parts)}"
 
 
@@ -173,9 +174,10 @@ def _check_fits(disk: DiskInfo, there: DiskInfo, request: CopyRequest) -> None:
 async def _copy_held(here: Held, there: Held, request: CopyRequest, tell: Tell) -> "Tally":
     from swiftnbd.cli.copying import Copy
     from swiftnbd.cli.known import known_objects
-    from swiftnbd.cli.unfinished import COPY, finish_records, start_record
+    from swiftnbd.cli.unfinished import COPY, finish_records, start_record, warn_of_unfinished
 
     _check_fits(here.disk, there.disk, request)
+    await warn_of_unfinished(here, request.source, tell)
     await _check_overwrite(there, request, tell)
     # From now on the target is neither what it was nor what it will be.
     there.changed = True

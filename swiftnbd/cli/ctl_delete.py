@@ -38,7 +38,7 @@ from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
 from swiftnbd.cli.report import json_option, quiet_option
-from swiftnbd.cli.sizes import format_size
+from swiftnbd.cli.sizes import counted, format_size
 from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import ContainerNotEmpty, ExportUnusable, SwiftnbdError
 from swiftnbd.export.layout import (
@@ -86,16 +86,13 @@ def delete_command(
 async def summarize(store: Store, *, name: str) -> str:
     """What would be lost."""
     info = await read_container(store, name, count=True)
+    stored = f"{counted(info.objects or 0, 'object')} ({format_size(info.bytes_used or 0)})"
     if is_deleted(info.metadata):
         return f"{name}, all of whose objects are deleted already"
     if is_being_deleted(info.metadata):
-        left = f"{info.objects} objects ({format_size(info.bytes_used or 0)})"
-        return f"{name}, which is deleted in part, with the {left} that are left"
+        return f"{name}, which is deleted in part, with what is left of it, {stored}"
     disk = read_disk(info, name)
-    return (
-        f"{name}, a disk of {format_size(disk.geometry.size)}, "
-        f"with its {info.objects} objects ({format_size(info.bytes_used or 0)})"
-    )
+    return f"{name}, a disk of {format_size(disk.geometry.size)}, with its {stored}"
 
 
 async def delete(

@@ -129,12 +129,10 @@ async def put_out(
 
 async def _presence(holding: Held, name: str, tell: Tell) -> "Presence":
     """Which objects need not be asked for, if that is known."""
-    from swiftnbd.cli.unfinished import COPY, UPLOAD, is_unfinished
+    from swiftnbd.cli.unfinished import warn_of_unfinished
     from swiftnbd.cli.uploading import recalled
 
-    for record, what in ((UPLOAD, "an upload"), (COPY, "a copy")):
-        if await is_unfinished(holding.store, record):
-            tell(f"WARNING: {what} into {name} did not come to its end: a part of it is missing")
+    await warn_of_unfinished(holding, name, tell)
     binding = holding.lock.predecessor.binding
     return (await recalled(holding.store, holding.disk.geometry, binding)).presence
 

@@ -12,7 +12,7 @@ from swiftnbd.cli.common import on_container, read_container, read_disk
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.report import json_option, print_fields, print_json
-from swiftnbd.cli.sizes import format_size
+from swiftnbd.cli.sizes import counted, format_size
 from swiftnbd.export.layout import VERSION, DiskInfo
 from swiftnbd.export.marks import describe_holder, describe_time, split_mark
 from swiftnbd.store.base import ContainerInfo, Store
@@ -80,7 +80,7 @@ def fields(details: Details) -> list[tuple[str, str]]:
         ("Container", details.name),
         ("Disk", f"{format_size(geometry.size)} ({geometry.size} bytes)"),
         ("Objects", f"{geometry.objects} of {format_size(geometry.object_size)}"),
-        ("Stored", f"{info.objects or 0} objects, {format_size(info.bytes_used or 0)}"),
+        ("Stored", f"{counted(info.objects or 0, 'object')}, {format_size(info.bytes_used or 0)}"),
     ]
     if disk.image_size is not None:
         rows.append(("Image", f"{format_size(disk.image_size)} ({disk.image_size} bytes)"))

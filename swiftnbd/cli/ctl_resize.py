@@ -33,7 +33,7 @@ from swiftnbd.cli.exits import Exit
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
 from swiftnbd.cli.report import json_option, quiet_option
-from swiftnbd.cli.sizes import exact_size, format_size, size_option
+from swiftnbd.cli.sizes import counted, exact_size, format_size, size_option
 from swiftnbd.cli.summary import Summary, report
 from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.layout import (
@@ -88,7 +88,8 @@ class Plan:
         if not self.stored:
             return "the last object's end" if self.has_tail else "nothing that is stored"
         size = format_size(self.stored * self.after.object_size)
-        return f"{self.stored} stored objects ({size}){' and more' if self.has_tail else ''}"
+        more = " and more" if self.has_tail else ""
+        return f"{counted(self.stored, 'stored object')} ({size}){more}"
 
 
 @click.command("resize")

@@ -19,7 +19,7 @@ from swiftnbd.cli.common import (
 )
 from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
-from swiftnbd.cli.sizes import exact_size, format_size, size_option
+from swiftnbd.cli.sizes import counted, exact_size, format_size, size_option
 from swiftnbd.errors import ContainerMissing, ExportUnusable, SwiftnbdError
 from swiftnbd.export.layout import (
     META_PREFIX,
@@ -162,7 +162,7 @@ async def disk_to_write(store: Store, name: str) -> DiskInfo:
 
 
 def _described(geometry: Geometry) -> str:
-    objects = f"{geometry.objects} {'object' if geometry.objects == 1 else 'objects'}"
+    objects = counted(geometry.objects, "object")
     return f"{objects} of {format_size(geometry.object_size)}, {exact_size(geometry.size)}"
 
 

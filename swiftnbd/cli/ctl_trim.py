@@ -26,7 +26,7 @@ from swiftnbd.cli.completion import container_argument
 from swiftnbd.cli.options import SharedOptions
 from swiftnbd.cli.progress import Advance, progress
 from swiftnbd.cli.report import json_option, quiet_option
-from swiftnbd.cli.sizes import format_size
+from swiftnbd.cli.sizes import counted, format_size
 from swiftnbd.cli.summary import Summary, report
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_index, object_name
 from swiftnbd.export.pace import Pace
@@ -68,9 +68,11 @@ def trim_command(
     geometry, found = on_container(options, container, action, seconds=TRANSFER_SECONDS_MAX)
     freed = found.zeros * geometry.object_size
     counts = {"stored_objects": found.stored, "zero_objects": found.zeros, "bytes": freed}
+    one, more = ("is", "are") if dry_run else ("was", "were")
     sentence = (
-        f"{'Nothing was changed' if dry_run else 'Done'}, {found.zeros} of {found.stored} stored "
-        f"objects {'are' if dry_run else 'were'} zeros: {format_size(freed)} "
+        f"{'Nothing was changed' if dry_run else 'Done'}, {found.zeros} of "
+        f"{counted(found.stored, 'stored object')} {one if found.zeros == 1 else more} zeros: "
+        f"{format_size(freed)} "
         f"{'would be ' if dry_run else ''}freed"
     )
     summary: Summary = {"container": container, **counts, "dry_run": dry_run}

@@ -15,6 +15,7 @@ from swiftnbd.errors import SwiftnbdError
 from swiftnbd.export.base import BaseExport
 from swiftnbd.server.config import ExportConfig
 from swiftnbd.server.server import Server
+from swiftnbd.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Reloader:
         for export in new:
             self._add(export)
         self._remove_others()
-        log.info("the configuration is read again: %d exports", len(self._configs))
+        log.info("the configuration is read again: %s", counted(len(self._configs), "export"))
 
     def _is_new(self, config: ExportConfig) -> bool:
         """Whether it was not there, is not served for a reason that may be over, or is changed."""

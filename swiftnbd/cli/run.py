@@ -81,10 +81,15 @@ def _usage_sentence(error: click.ClickException) -> str:
 
 
 def _reader_is_gone() -> int:
-    """``| head`` took enough. Python would complain of it again at exit."""
+    """``| head`` took enough."""
+    drop_output()
+    return Exit.FAILED
+
+
+def drop_output() -> None:
+    """What could not be printed is of no use to anybody: Python would try, and fail, at exit."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return Exit.FAILED
 
 
 def run_interruptible(program: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -162,12 +162,12 @@ async def _serve(plan: Plan, detach: Detach, read: Callable[[], Plan]) -> int:
         if plan.account is not None:
             give_up_root(plan, plan.account, places)
         if not plan.is_captive:
-            for name in exports.ready:
-                for place in places:
-                    click.echo(place.uri(name, encrypted=plan.is_tls_only(name)))
-            if server.http_url:
-                click.echo(server.http_url)
-            sys.stdout.flush()
+            uris = [
+                place.uri(name, encrypted=plan.is_tls_only(name))
+                for name in exports.ready
+                for place in places
+            ]
+            say_where([*uris, server.http_url] if server.http_url else uris)
         detach()
 
     def make(export: ExportConfig) -> "BaseExport":
@@ -240,6 +240,19 @@ def with_room(config: ServerConfig, exports: int) -> ServerConfig:
         files,
     )
     return replace(config, connections_max=possible)
+
+
+def say_where(uris: Sequence[str]) -> None:
+    """Print where the server can be reached. SwiftnbdError if whoever waits for that is gone."""
+    try:
+        for uri in uris:
+            click.echo(uri)
+        sys.stdout.flush()
+    except OSError as error:
+        run.drop_output()
+        raise SwiftnbdError(
+            f"cannot print where it serves ({error.strerror}), so nobody would know: giving up"
+        ) from None
 
 
 def give_up_root(plan: Plan, account: Account, places: "Sequence[Place]") -> None:

@@ -4,6 +4,7 @@
 import click
 
 from swiftnbd.units import BYTES_MAX as BYTES_MAX
+from swiftnbd.units import counted as counted
 from swiftnbd.units import exact_size as exact_size
 from swiftnbd.units import format_size as format_size
 from swiftnbd.units import parse_size as parse_size

@@ -71,6 +71,24 @@ class Stores:
         self._stores.append(store)
         return store
 
+    async def names_beside(self, export: ExportConfig, prefix: str) -> list[str]:
+        """Containers with that one's login whose names begin with ``prefix``: a page of them."""
+        directory, login = self._auth.directory, export.login
+        if directory is not None:
+            from swiftnbd.store.directory import containers
+
+            names = containers(directory)
+        elif isinstance(login, BucketSettings):
+            from swiftnbd.store.open_bucket import containers as containers_in
+
+            names = await containers_in(self.bucket(login))
+        else:
+            from swiftnbd.store.swift import containers_of
+
+            assert login is not None
+            names = await containers_of(self.account(login), prefix)
+        return [name for name in names if name.startswith(prefix)]
+
     def _open_swift(self, name: str, login: LoginSettings, seconds: float | None) -> Store:
         from swiftnbd.store.open import Patience, open_swift
 

@@ -8,6 +8,7 @@ go over that unasked.
 
 import json
 
+from swiftnbd.cli.common import Held, Tell
 from swiftnbd.export.holders import Tenure
 from swiftnbd.export.layout import OWN_PREFIX
 from swiftnbd.export.lock import Lock
@@ -52,6 +53,28 @@ async def is_unfinished(
         return fields["epoch"] == since.epoch and since.last in fields["marks"]
     except (ValueError, TypeError, KeyError):
         return False
+
+
+async def warn_of_unfinished(holding: Held, name: str, tell: Tell) -> None:
+    """Tell of what did not come to its end in a disk that we only look at."""
+    for record, what in ((UPLOAD, "an upload"), (COPY, "a copy")):
+        if await is_unfinished(holding.store, record):
+            tell(f"WARNING: {what} into {name} did not come to its end: a part of it is missing")
+            await _hand_on(holding.store, record, holding.lock)
+
+
+async def _hand_on(store: Store, name: str, lock: Lock) -> None:
+    """See that the same command goes on after us, if it would have gone on before.
+
+    Who finds a binding hands it on as it is, and the record with it. After a kill there is none,
+    and the next one would see only that we held the disk.
+    """
+    before = lock.predecessor
+    if before.binding or not await is_unfinished(store, name, before):
+        return
+    blob = await store.get(name, newest=True, size_max=_RECORD_BYTES_MAX)
+    if blob is not None:
+        await start_record(store, name, lock, json.loads(blob.data)["source"])
 
 
 async def finish_records(store: Store) -> None:

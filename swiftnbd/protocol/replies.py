@@ -24,6 +24,7 @@ import itertools
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from swiftnbd.protocol.constants import (
@@ -39,7 +40,7 @@ from swiftnbd.protocol.options import utf8_text
 from swiftnbd.protocol.requests import Request
 
 SIMPLE_REPLY: Final = struct.Struct(">IIQ")
-DATA_CHUNK: Final = struct.Struct(">IHHQIQ")  # the chunk's header and the payload's, at once
+_DATA_CHUNK: Final = struct.Struct(">IHHQIQ")  # the chunk's header and the payload's, at once
 _CHUNK: Final = struct.Struct(">IHHQI")
 _HOLE: Final = struct.Struct(">QI")
 _ERROR: Final = struct.Struct(">IH")
@@ -52,6 +53,9 @@ _OTHER_BYTES: Final = "the device gave other bytes than it was asked for"
 
 # Plain numbers: to look up a member of an enumeration takes as long as all the rest.
 _READ, _OFFSET_DATA, _DONE = int(Command.READ), int(ChunkType.OFFSET_DATA), int(ReplyFlag.DONE)
+
+# What comes before the data of a reply that has nothing else: cookie, bytes of payload, offset
+pack_only_data: Final = partial(_DATA_CHUNK.pack, STRUCTURED_REPLY_MAGIC, _DONE, _OFFSET_DATA)
 
 Bytes = bytes | bytearray | memoryview
 
@@ -154,7 +158,7 @@ def status_reply(
 def _data_header(cookie: int, offset: int, length: int, end: int) -> bytes:
     """What comes before the data of a chunk, the last one if it reaches the ``end``."""
     flags = _DONE if offset + length == end else 0
-    return DATA_CHUNK.pack(
+    return _DATA_CHUNK.pack(
         STRUCTURED_REPLY_MAGIC, flags, _OFFSET_DATA, cookie, OFFSET_BYTES + length, offset
     )
 

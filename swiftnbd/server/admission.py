@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from swiftnbd.server.peers import Peer
+from swiftnbd.units import counted
 
 _IPV6_PREFIX = 64
 
@@ -26,10 +27,11 @@ class Admission:
     def refusal(self, peer: Peer) -> str:
         """Why one more connection of this peer is one too many; empty if it is not."""
         if self._total >= self._total_max:
-            return f"there are {self._total} connections"
+            are = "is" if self._total == 1 else "are"
+            return f"there {are} {counted(self._total, 'connection')}"
         count = self._counts[_place_of(peer)]
         if count >= self._per_address_max:
-            return f"it has {count} connections"
+            return f"it has {counted(count, 'connection')}"
         return ""
 
     def enter(self, peer: Peer) -> None:

@@ -75,7 +75,7 @@ class HttpEndpoint:
             "/history.json": self._get_history,
             "/map.json": self._get_map,
         }.items():
-            application.router.add_get(path, handler, allow_head=False)
+            application.router.add_get(path, handler)  # and HEAD
         return application
 
     async def open(self) -> str:
@@ -124,6 +124,8 @@ class HttpEndpoint:
             response = await handler(request)
         except web.HTTPException as error:
             response = web.Response(text=error.text, status=error.status)
+            if allow := error.headers.get("Allow"):  # "MUST", with 405
+                response.headers["Allow"] = allow
         except Exception:
             log.exception("%s failed", request.path)
             response = web.Response(text="failed; the server's log says why\n", status=500)
@@ -188,16 +190,36 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
 
 
 class _Timed(asyncio.Protocol):
-    """Hands its connection over to ``protocol``, and ends it when its time is up."""
+    """``protocol`` on a connection that is ended when its time is up.
+
+    It stays between the two: a timer that nobody stops keeps what is long gone in memory.
+    """
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         end = cast(asyncio.Transport, transport).abort  # uvloop's are none by their class
-        asyncio.get_running_loop().call_later(CONNECTION_SECONDS_MAX, end)
-        cast(asyncio.Transport, transport).set_protocol(self._protocol)
+        self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS_MAX, end)
         self._protocol.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._protocol.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
 
 
 class _Refusing(asyncio.Protocol):

@@ -18,11 +18,12 @@ import swiftnbd
 from swiftnbd.export.base import BaseExport
 from swiftnbd.export.status import CacheStatus, ExportState
 from swiftnbd.metrics import SECONDS_BOUNDS, Durations, StoreTraffic
-from swiftnbd.server.history import EXPORTS_PER_TURN
+from swiftnbd.server.history import EXPORTS_PER_TURN, RequestsAtWork
 from swiftnbd.server.monitor import Monitor
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_ANSWER = "none"  # in the place of a status
+_NONE_AT_WORK = RequestsAtWork()
 
 
 class Spec(NamedTuple):
@@ -53,6 +54,8 @@ SPECS = tuple(
             "export,command",
             "From when a request was read to when its reply was queued.",
         ),
+        (_GAUGE, "requests_under_way", "export", "Requests that are not answered yet."),
+        (_GAUGE, "oldest_request_seconds", "export", "How old the oldest of them is, else 0."),
         (_COUNTER, "read_bytes_total", "export", "Bytes that clients have read."),
         (_COUNTER, "written_bytes_total", "export", "Bytes that clients have written."),
         (_COUNTER, "store_read_bytes_total", "export", "Bytes fetched from the store."),
@@ -79,10 +82,11 @@ async def exposition(monitor: Monitor) -> bytes:
     """The text of a scrape. What it says of one export belongs to one moment."""
     families = _Families()
     _put_server(families, monitor)
+    at_work = monitor.at_work()
     for number, export in enumerate(list(monitor.exports.values())):
         if number % EXPORTS_PER_TURN == EXPORTS_PER_TURN - 1:
             await asyncio.sleep(0)
-        _put_export(families, export)
+        _put_export(families, export, at_work.get(export.name, _NONE_AT_WORK))
     if monitor.traffic is not None:
         _put_swift(families, monitor.traffic)
     registry = CollectorRegistry()
@@ -134,7 +138,7 @@ def _put_server(families: _Families, monitor: Monitor) -> None:
     families.put_durations("event_loop_lag_seconds", monitor.recorder.lag)
 
 
-def _put_export(families: _Families, export: BaseExport) -> None:
+def _put_export(families: _Families, export: BaseExport, at_work: RequestsAtWork) -> None:
     name, status, counters = export.name, export.status, export.counters
     for state in ExportState:
         families.put("export_state", state is status.state, name, state)
@@ -147,6 +151,8 @@ def _put_export(families: _Families, export: BaseExport) -> None:
     for metric, value in {
         "export_size_bytes": export.facts.size,
         "export_connections": status.connections,
+        "requests_under_way": at_work.count,
+        "oldest_request_seconds": at_work.oldest_seconds,
         "read_bytes_total": counters.client_out,
         "written_bytes_total": counters.client_in,
     }.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A WRITE whose payload is being received."""
+"""A WRITE whose payload is being received, or read away."""
 
 from swiftnbd.protocol.requests import Request
 from swiftnbd.store.base import Buffer
@@ -22,3 +22,20 @@ class Incoming:
         """So many have been put there; whether that is all."""
         self.received += count
         return self.received == len(self.payload)
+
+
+class Refused:
+    """Reads away the payload, ``left`` bytes of it, of a WRITE that will be answered ``reply``.
+
+    Not before its end: libnbd takes the reply to a request that it still sends for one to nothing.
+    """
+
+    def __init__(self, length: int, reply: list[Buffer]) -> None:
+        self.left = length
+        self.reply = reply
+
+    def skip(self, available: int) -> int:
+        """How many bytes, of those that are there, are of the payload."""
+        count = min(self.left, available)
+        self.left -= count
+        return count

@@ -46,7 +46,7 @@ class Monitor:
         self.exports = exports
         self.connections = connections
         self.traffic = traffic
-        self.recorder = Recorder(exports, self._at_work)
+        self.recorder = Recorder(exports, self.at_work)
         self.is_stopping = False
         self.started_at = time.time()
         self._begin = time.monotonic()
@@ -95,7 +95,8 @@ class Monitor:
             "exports": exports,
         }
 
-    def _at_work(self) -> dict[str, RequestsAtWork]:
+    def at_work(self) -> dict[str, RequestsAtWork]:
+        """The requests that are not answered yet, of the exports that have any, by name."""
         found: dict[str, RequestsAtWork] = {}
         for each in self.connections():
             if each.oldest_seconds is not None:

@@ -30,20 +30,17 @@ from swiftnbd.metrics import Counters
 from swiftnbd.protocol.constants import (
     REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC,
-    ChunkType,
     Command,
     Error,
-    ReplyFlag,
 )
 from swiftnbd.protocol.errors import wire_error
 from swiftnbd.protocol.replies import (
-    DATA_CHUNK,
     OFFSET_BYTES,
     SIMPLE_REPLY,
     Replies,
     SimpleReplies,
     StructuredReplies,
+    pack_only_data,
 )
 from swiftnbd.protocol.requests import (
     DRAIN_BYTES_MAX,
@@ -54,7 +51,7 @@ from swiftnbd.protocol.requests import (
     check,
 )
 from swiftnbd.server.budget import Budget, Share
-from swiftnbd.server.incoming import Incoming
+from swiftnbd.server.incoming import Incoming, Refused
 from swiftnbd.server.outbox import Outbox
 from swiftnbd.server.patience import Progress
 from swiftnbd.server.perform import AtWork, bytes_held
@@ -81,10 +78,9 @@ CONNECTION_BYTES_MAX = (
 )
 
 _HEADER_BYTES = REQUEST.size
-_unpack, _pack, _pack_data = REQUEST.unpack_from, SIMPLE_REPLY.pack, DATA_CHUNK.pack
+_unpack, _pack = REQUEST.unpack_from, SIMPLE_REPLY.pack
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
-_STRUCTURED, _DONE, _DATA = STRUCTURED_REPLY_MAGIC, int(ReplyFlag.DONE), int(ChunkType.OFFSET_DATA)
 _SHUTTING_DOWN = "the server is shutting down"
 
 log = logging.getLogger(__name__)
@@ -122,7 +118,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._start = self._end = 0
         self._incoming: Incoming | None = None
         self._payloads_received = 0  # bytes of those that came this way
-        self._to_skip = 0  # of the payload of a refused WRITE
+        self._refused: Refused | None = None
         self._replies: Replies = StructuredReplies(is_hole) if shape.structured else SimpleReplies()
         self._share = Share(budget, BYTES_AT_WORK_MAX, OWN_BYTES, self._go_on)
         self._outbox = Outbox(self._share)
@@ -316,7 +312,7 @@ class Transmission(asyncio.BufferedProtocol):
         left, batch = REQUESTS_PER_TURN_MAX, 0
         while (
             self._end - self._start >= _HEADER_BYTES
-            and not (self._to_skip or self._incoming or self._ending)
+            and not (self._refused or self._incoming or self._ending)
         ) or self._has_header():  # the usual case without a call
             if not outbox.writable:
                 return True
@@ -344,7 +340,7 @@ class Transmission(asyncio.BufferedProtocol):
                             break
                     else:
                         payload = OFFSET_BYTES + length
-                        out.append(_pack_data(_STRUCTURED, _DONE, _DATA, cookie, payload, offset))
+                        out.append(pack_only_data(cookie, payload, offset))
                         out.extend(pieces)
                 else:
                     out.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
@@ -374,13 +370,13 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _has_header(self) -> bool:
         """Whether the next request's header is in the buffer, after what is to be skipped."""
-        if self._to_skip:
-            here = min(self._to_skip, self._end - self._start)
-            self._start += here
-            self._to_skip -= here
-        return (
-            self._end - self._start >= _HEADER_BYTES and self._incoming is None and not self._ending
-        )
+        if self._refused is not None:
+            self._start += self._refused.skip(self._end - self._start)
+            if self._refused.left:
+                return False
+            self._outbox.add(self._refused.reply)
+            self._refused = None
+        return self._end - self._start >= _HEADER_BYTES and not (self._incoming or self._ending)
 
     def _begin(self, request: Request) -> bool:
         """Start on one request; False, and nothing done, if there is no room for it now."""
@@ -409,16 +405,19 @@ class Transmission(asyncio.BufferedProtocol):
         return True
 
     def _refuse(self, request: Request, error: ExportError) -> None:
-        """Answer at once; the payload that comes anyway is skipped ("MUST" stay in sync)."""
+        """Answer, behind the payload that comes anyway ("MUST" stay in sync)."""
         log.debug("%s: refused: %s", self._peer, error)
         self._start += _HEADER_BYTES
         where = error.offset if isinstance(error, OutOfRange) else None
         number = wire_error(error.errno, request)
-        self._outbox.add(self._replies.failure(request, number, str(error), where))
-        if request.command == _WRITE:
-            if request.length > DRAIN_BYTES_MAX:
-                raise ProtocolError(f"a WRITE of {request.length} bytes")
-            self._to_skip = request.length
+        reply = self._replies.failure(request, number, str(error), where)
+        payload = request.length if request.command == _WRITE else 0
+        if 0 < payload <= DRAIN_BYTES_MAX:
+            self._refused = Refused(payload, reply)
+            return
+        self._outbox.add(reply)
+        if payload:
+            raise ProtocolError(f"a WRITE of {payload} bytes")
 
     def _receive(self, request: Request) -> None:
         """Take the payload of a WRITE from the buffer, or what is there of it."""

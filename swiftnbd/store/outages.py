@@ -29,6 +29,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from swiftnbd.errors import StoreBusy, StoreUnavailable
+from swiftnbd.units import counted
 
 NAMES_SHOWN_MAX = 3  # containers in one log line
 
@@ -267,9 +268,9 @@ class Outages:
             self._told_at = asyncio.get_running_loop().time()
         log.log(
             logging.INFO if self._told else logging.DEBUG,
-            "outage of %s is over after %.1f s: %d requests had to wait, %d of them failed",
+            "outage of %s is over after %.1f s: %s had to wait, %d of them failed",
             self._hit,
             seconds,
-            self.held,
+            counted(self.held, "request"),
             self.failed,
         )

@@ -286,6 +286,18 @@ def _metadata_headers(changes: Mapping[str, str]) -> dict[str, str]:
     return {METADATA_PREFIX + key: value for key, value in changes.items()}
 
 
+async def containers_of(account: SwiftAccount, prefix: str) -> list[str]:
+    """The first page of the account's containers whose names begin with ``prefix``. Tried once."""
+    what = "swift: listing the account"
+    query: dict[str, str | int] = {"format": "json", "limit": LISTING_LIMIT_MAX, "prefix": prefix}
+    answer = await account.request(what, "GET", "", query=query, body_max=LISTING_BYTES_MAX)
+    if answer.status == 204:
+        return []
+    if answer.status != 200:
+        raise failure(what, answer)
+    return [row.name for row in _rows(what, answer.body)]
+
+
 def _rows(what: str, body: bytes) -> list[Listed]:
     try:
         rows = json.loads(body)

@@ -355,6 +355,20 @@ def test_nbdsh_means_what_its_flags_say(disk: Disk) -> None:
     assert nbdsh(DURABLE.format(uri=disk.uri, folder=folder)) == "fine\n"
 
 
+def test_nbdsh_is_told_of_a_refused_write_whose_payload_takes_a_while(disk: Disk) -> None:
+    """An answer ahead of the payload's end would be "probably a bug in the server"."""
+    script = f"""
+h.set_strict_mode(0)
+h.connect_uri({disk.uri!r})
+try:
+    h.pwrite(bytes(48 << 20), 0)
+except nbd.Error as error:
+    print(error.errno, len(h.pread(512, 0)))
+h.shutdown()
+"""
+    assert nbdsh(script) == "ENOSPC 512\n"
+
+
 @pytest.mark.parametrize("mode", ["off", "on", "require"])
 def test_nbdsh_with_tls_where_there_is_some(
     serve: Serve, certificates: Certificates, mode: str

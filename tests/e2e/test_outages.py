@@ -19,7 +19,7 @@ SIZE = 64 * KiB
 FAR = 20 * SIZE
 OLD, NEW = b"old!" * 1024, b"new!" * 1024
 BEGAN = r"outage of \S+: .*; requests wait, and it is asked again"
-OVER = r"outage of \S+ is over after [\d.]+ s: \d+ requests had to wait, \d+ of them failed"
+OVER = r"outage of \S+ is over after [\d.]+ s: \d+ requests? had to wait, \d+ of them failed"
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -2,11 +2,13 @@
 import asyncio
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 
 from swiftnbd.cli.benching import (
+    OBJECTS_PREFIX,
     Bench,
     Limits,
     Measured,
@@ -16,11 +18,17 @@ from swiftnbd.cli.benching import (
     steps,
 )
 from swiftnbd.cli.ctl import ctl
-from swiftnbd.cli.ctl_bench import advice, bar, line, print_found, scratch, short_size
+from swiftnbd.cli.ctl_bench import advice, bar, line, print_found, short_size
 from swiftnbd.cli.run import run
+from swiftnbd.cli.scratch import OLD_SECONDS, PREFIX, is_old, new_name, remove_old, scratch
+from swiftnbd.cli.stores import Stores
 from swiftnbd.errors import ContainerNotEmpty, StoreUnavailable
+from swiftnbd.server.config import AuthConfig, ExportConfig
+from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
 from tests.integration.conftest import Told
+from tests.support.backends import SwiftBackend
+from tests.support.swift_aio import KEY, USER, RealSwift
 
 KIB, MIB = 1 << 10, 1 << 20
 QUICK = ["--seconds", "1", "--bytes", "4M", "--object-size", "64K", "--object-size", "256K"]
@@ -152,7 +160,7 @@ async def test_scratch_container_is_removed_also_after_an_interrupt(told: Told) 
     async def work() -> None:
         async with scratch(store, "scratch", None, told):
             for number in range(40):
-                await store.put(f"65536/{number}", b"x")
+                await store.put(f"{OBJECTS_PREFIX}65536/{number}", b"x")
             begun.set()
             await asyncio.Event().wait()
 
@@ -177,7 +185,7 @@ async def test_scratch_container_that_lags_behind_is_removed_all_the_same(told: 
 
     store = Lagging("scratch")
     async with scratch(store, "scratch", None, told, retry_seconds=0):
-        await store.put("65536/1", b"x")
+        await store.put(f"{OBJECTS_PREFIX}65536/1", b"x")
     assert store.account.containers == {}
 
 
@@ -186,9 +194,72 @@ async def test_scratch_container_that_stays_is_named(told: Told) -> None:
         async def delete_container(self) -> bool:
             raise StoreUnavailable("503")
 
-    async with scratch(Stubborn("scratch", MemoryAccount()), "scratch", None, told):
+    async with scratch(Stubborn("scratch", MemoryAccount()), "scratch", None, told, "help it"):
         pass
-    assert told == ["scratch, a scratch container, is left; run: swiftnbd-ctl delete scratch (503)"]
+    assert told == ["scratch, a scratch container, is left (503); help it"]
+
+
+def name_of_age(seconds: float) -> str:
+    return f"{PREFIX}{int(time.time() - seconds):08x}0123abcd"
+
+
+async def make(store: Store, object_name: str, *, marked: bool = True) -> None:
+    await store.create_container({"swiftnbd-deleting": "1"} if marked else {})
+    await store.put(object_name, b"x")
+
+
+OWN = OBJECTS_PREFIX + "65536/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "object_name", "marked", "goes"),
+    [
+        (name_of_age(OLD_SECONDS + 60), OWN, True, True),
+        (name_of_age(OLD_SECONDS - 60), OWN, True, False),  # it may be at work
+        (name_of_age(0), OWN, True, False),
+        (name_of_age(2 * OLD_SECONDS) + "0", OWN, True, False),  # somebody's own name
+        (PREFIX + "backups", OWN, True, False),
+        ("x" + name_of_age(2 * OLD_SECONDS), OWN, True, False),
+        (name_of_age(2 * OLD_SECONDS), "letters/mum.txt", True, False),
+        (name_of_age(2 * OLD_SECONDS), "disk.part/00000000", True, False),
+        (name_of_age(2 * OLD_SECONDS), OWN, False, False),
+    ],
+)
+async def test_what_a_killed_bench_left_is_removed_a_day_later(
+    tmp_path: Path, told: Told, name: str, object_name: str, marked: bool, goes: bool
+) -> None:
+    async with Stores(AuthConfig("file:x", directory=tmp_path)) as stores:
+        store = stores.open(ExportConfig(name))
+        await make(store, object_name, marked=marked)
+        await remove_old(stores, ExportConfig("disk"), told)
+        assert (await store.info() is None) == goes
+        assert told == ([f"{name}, left by a bench that was killed, is removed"] if goes else [])
+
+
+def test_name_says_when_it_was_made() -> None:
+    name = new_name()
+    assert not is_old(name, time.time() + OLD_SECONDS - 60)
+    assert is_old(name, time.time() + OLD_SECONDS + 60)
+
+
+def test_killed_bench_on_a_real_swift_is_cleaned_up_by_the_next_one(
+    real_swift: RealSwift, container_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = SwiftBackend(real_swift.auth_url, USER, KEY, tmp_path / "secrets.conf")
+    backend.announce(container_name)
+    left, other = name_of_age(2 * OLD_SECONDS), name_of_age(60)
+    for name in (left, other):
+        backend.set_metadata(name, deleting="1")
+        backend.put(name, OWN, b"x")
+    arguments = [*backend.arguments, "bench", *QUICK, "--connections", "4", container_name]
+    assert run(ctl, "swiftnbd-ctl", arguments) == 0
+    said = capsys.readouterr().err
+    assert f"swiftnbd-ctl: {left}, left by a bench that was killed, is removed\n" in said
+    assert other not in said
+    assert f"give it a section in {backend.secrets} and run, with the options of this one:" in said
+    assert backend.objects(other) == {OWN: b"x"}
+    backend.request("DELETE", other, f"/{OWN}")
+    backend.request("DELETE", other)
 
 
 def test_command_in_a_pipe_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from swiftnbd.cli.ctl_copy import CopyRequest, copy
 from swiftnbd.cli.ctl_info import examine
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.run import run
-from swiftnbd.cli.unfinished import COPY
+from swiftnbd.cli.unfinished import COPY, UPLOAD
 from swiftnbd.errors import (
     CopyUnsupported,
     CorruptObject,
@@ -68,6 +68,14 @@ async def content(store: Store) -> bytes:
 
 def request(**options: object) -> CopyRequest:
     return CopyRequest("one", "two", quiet=True, **options)  # type: ignore[arg-type]
+
+
+async def test_copy_of_a_disk_that_is_not_whole_warns(opened: Open, told: Told) -> None:
+    one, two = opened("one"), opened("two")
+    await set_up(one, "one", 2)
+    await one.put(UPLOAD, b"{}")
+    await copy(one, two, request=request(setup=True), tell=told)
+    assert "WARNING: an upload into one did not come to its end: a part of it is missing" in told
 
 
 async def test_copy_is_the_same_disk_and_as_sparse(opened: Open, told: Told) -> None:
@@ -302,6 +310,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert "is a copy of" not in said.err
     assert run(ctl, "swiftnbd-ctl", [*where, "copy", "one", "three", "--setup", "-q"]) == 0
-    done = "three is a copy of one: 1 objects (64 KiB) copied by the store itself"
+    done = "three is a copy of one: 1 object (64 KiB) copied by the store itself"
     assert done in capsys.readouterr().err
     assert (tmp_path / "two" / "disk.part" / "00000003").read_bytes() == data

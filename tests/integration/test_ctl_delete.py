@@ -256,7 +256,7 @@ async def test_half_deleted_disk_is_asked_about_and_goes_on(told: Told) -> None:
     store = Slow()
     await half_deleted(store)
     question = await summarize(store, name=NAME)
-    assert question.startswith("disk, which is deleted in part, with the ")
+    assert question.startswith("disk, which is deleted in part, with what is left of it, 5 objects")
     await delete(store, name=NAME, tell=told)
     assert await store.info() is None
 

@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 
 from swiftnbd.cli.ctl_check import check
+from swiftnbd.cli.ctl_copy import CopyRequest, copy
+from swiftnbd.cli.ctl_download import download
 from swiftnbd.cli.ctl_resize import make_plan, resize
 from swiftnbd.cli.ctl_setup import SetupRequest, setup
+from swiftnbd.cli.ctl_upload import UploadRequest, upload
+from swiftnbd.cli.image import ImageFile
+from swiftnbd.cli.source import Source
+from swiftnbd.cli.unfinished import UPLOAD, is_unfinished
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export import lock as lock_module
 from swiftnbd.export.layout import (
@@ -24,6 +30,7 @@ from swiftnbd.export.layout import (
     object_name,
     parse_metadata,
 )
+from swiftnbd.export.pace import Pace
 from swiftnbd.export.watch import sight
 from swiftnbd.store.base import Store
 from swiftnbd.store.memory import MemoryAccount, MemoryStore
@@ -107,6 +114,44 @@ async def test_interrupted_command_leaves_no_lock(command: str, done: bool, tmp_
             if not is_deleted(info.metadata):
                 assert (await sight(store)).holder in ("", held_before), f"interrupted at {at}"
     assert 1 < at < REQUESTS_MAX - 1
+
+
+async def upload_it(store: Store, folder: Path) -> None:
+    (folder / "image").write_bytes(BEFORE)
+    with Source(str(folder / "image")) as source:
+        wanted = SetupRequest(Geometry(OBJECTS, OBJECT_SIZE), exist_ok=True)
+        request = UploadRequest(wanted, False, True, Pace())
+        await upload(store, name=NAME, source=source, request=request, tell=Told())
+
+
+async def look_at(store: Store, folder: Path) -> None:
+    """As two who hold its lock and change nothing: a download, and a copy to another."""
+    with ImageFile(str(folder / "out"), force=True, container=NAME) as file:
+        await download(store, name=NAME, file=file, quiet=True, tell=Told())
+    assert isinstance(store, MemoryStore)
+    request = CopyRequest(NAME, "other", setup=True, force=True, quiet=True)
+    await copy(store, MemoryStore("other", store.account), request=request, tell=Told())
+
+
+@pytest.mark.parametrize("by", [Doomed, Interrupted], ids=["killed", "interrupted"])
+async def test_upload_that_ended_early_goes_on_unforced_after_somebody_has_looked_at_it(
+    by: type[Doomed], tmp_path: Path
+) -> None:
+    looked = 0
+    for at in range(1, REQUESTS_MAX):
+        account = MemoryAccount()
+        store = MemoryStore(NAME, account)
+        if not await run_to_its_end(
+            lambda doomed: upload_it(doomed, tmp_path), account, at, done=True, by=by
+        ):
+            break
+        if await store.info() and await is_unfinished(store, UPLOAD):
+            looked += 1
+            await look_at(store, tmp_path)
+            await upload_it(store, tmp_path)
+            assert await disk_bytes(store) == BEFORE
+    assert looked > 5
+    assert at < REQUESTS_MAX - 1
 
 
 ends = pytest.mark.parametrize("by", [Doomed, Interrupted], ids=["killed", "interrupted"])

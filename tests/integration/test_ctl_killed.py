@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from swiftnbd.cli.benching import Bench, Limits, Step
-from swiftnbd.cli.ctl_bench import scratch
 from swiftnbd.cli.ctl_check import check
 from swiftnbd.cli.ctl_copy import CopyRequest, copy
 from swiftnbd.cli.ctl_delete import delete
@@ -24,6 +23,7 @@ from swiftnbd.cli.ctl_setup import SetupRequest, setup
 from swiftnbd.cli.ctl_trim import trim
 from swiftnbd.cli.ctl_upload import UploadRequest, upload
 from swiftnbd.cli.image import ImageFile
+from swiftnbd.cli.scratch import scratch
 from swiftnbd.cli.source import Source
 from swiftnbd.cli.unfinished import COPY
 from swiftnbd.errors import ContainerMissing, ExportUnusable, Locked

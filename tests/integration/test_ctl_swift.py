@@ -209,8 +209,9 @@ def test_bench_leaves_nothing_behind(swift_ctl: Ctl) -> None:
     scratch = r"swiftnbd-bench-[0-9a-f]{16}"
     note = (
         f"swiftnbd-ctl: measuring in ({scratch}); "
-        rf"should this be killed, give it a section like \[{swift_ctl.name}\] and "
-        r"run: swiftnbd-ctl delete \1\n"
+        r"should this be killed, a later bench removes it, after a day, or now: "
+        rf"give it a section in {swift_ctl.backend.secrets} and "
+        r"run, with the options of this one: swiftnbd-ctl delete \1\n"
     )
     assert code == 0
     assert re.fullmatch(note, errors)

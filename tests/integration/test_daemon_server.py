@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -26,14 +27,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(
+    folder: Path, *arguments: str, stdout: IO[str] | int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, which is not the server's."""
     command = [sys.executable, script("swiftnbd-server"), "-a", "file:store", "-p", "0"]
     return subprocess.run(
         [*command, "--pid-file", "pid", *arguments],
         cwd=folder,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=SECONDS_MAX,
         check=False,
@@ -75,6 +79,15 @@ def test_sigterm_ends_it_in_order(folder: Path, daemon: tuple[int, str]) -> None
     log = (folder / "log").read_text()
     assert re.search(r"^\d{4}-[-\d]+ [:\d]+,\d+: swiftnbd: INFO: serving on 127", log, re.MULTILINE)
     assert log.endswith(": swiftnbd: INFO: exiting\n")
+
+
+def test_server_whose_uris_cannot_be_printed_says_so_and_ends(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = start(folder, "-l", "log", stdout=full)
+    assert done.returncode == 1
+    reason = "cannot print where it serves (No space left on device), so nobody would know: "
+    assert done.stderr == f"swiftnbd-server: {reason}giving up\n"
+    assert not (folder / "pid").exists()
 
 
 def test_second_one_is_refused_with_pid_and_file(folder: Path, daemon: tuple[int, str]) -> None:

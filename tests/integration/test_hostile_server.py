@@ -25,7 +25,7 @@ IDLE, SLOW, SILENT = 100, 20, 20
 SENT_BYTES = 24 * 1024 * 1024  # of a payload of 32 MiB
 WRITE_32_MIB = request_bytes(nbd.WRITE, 0, 32 * 1024 * 1024)
 READ_4_MIB = request_bytes(nbd.READ, 0, 4 * 1024 * 1024)
-REFUSED = "refused, there are [0-9]+ connections"
+REFUSED = "refused, there (is|are) [0-9]+ connections?"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Requests on a real socket: what each is answered, and that the connection goes on (A6)."""
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator
 
@@ -98,6 +99,16 @@ async def test_payload_of_a_refused_write_is_drained(peer: Peer, length: int) ->
 
 async def test_write_over_the_payload_limit_is_drained_and_invalid(peer: Peer) -> None:
     assert await refused(peer, WRITE, 0, 32 * MiB + 1) == nbd.EINVAL
+
+
+async def test_refused_write_is_answered_behind_its_payload(peer: Peer) -> None:
+    """libnbd calls a reply to what it is still sending "probably a bug in the server"."""
+    peer.send(request_bytes(WRITE, SIZE, 9 * MiB, cookie=7), bytes(4 * MiB))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await peer.reader.read(1)
+    peer.send(bytes(5 * MiB))
+    assert await peer.reply() == (7, nbd.ENOSPC, b"")
 
 
 @pytest.mark.allows_log("a WRITE of 67108865 bytes")

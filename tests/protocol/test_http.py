@@ -2,6 +2,7 @@
 """The monitoring endpoint of a server in this process: what it tells, and to whom."""
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -104,8 +105,11 @@ async def test_everything_is_there_for_reading_only() -> None:
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "no-store"
             assert "aiohttp" not in answer.headers["server"]
-            for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"):
-                assert (await ask(served, path, method=method)).status == 405
+            head = await ask(served, path, method="HEAD")
+            assert (head.status, head.body) == (200, b"")
+            for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+                refused = await ask(served, path, method=method)
+                assert (refused.status, refused.headers["allow"]) == (405, "GET,HEAD")
         assert (await ask(served, "/../../etc/passwd")).status == 404
         assert (await ask(served, "/page/page.js")).status == 404
 
@@ -253,6 +257,9 @@ async def test_requests_that_wait_are_told_with_their_number_and_age(
         (client,) = status["clients"]
         assert client["at_work"] == 2
         assert client["oldest_seconds"] > 0.1
+        found = await values(served)
+        assert found["swiftnbd_requests_under_way", "disk"] == 2
+        assert found["swiftnbd_oldest_request_seconds", "disk"] > 0.1
         gate.open()
         assert {(await peer.reply(1))[0] for _ in range(2)} == {1, 2}
         while last["at_work"]:
@@ -260,6 +267,9 @@ async def test_requests_that_wait_are_told_with_their_number_and_age(
             last = status["exports"][0]["now"]
         assert last["oldest_seconds"] is None
         assert status["clients"][0]["oldest_seconds"] is None
+        found = await values(served)
+        assert found["swiftnbd_requests_under_way", "disk"] == 0
+        assert found["swiftnbd_oldest_request_seconds", "disk"] == 0
         await peer.disconnect()
 
 
@@ -352,6 +362,13 @@ async def test_connection_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyP
     async with watched() as served:
         for data in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
             assert await exchange(port_of(served), data) == b""
+
+
+async def test_connection_that_is_over_is_forgotten_before_its_time_is_up() -> None:
+    """Thousands a second were kept for 30 s each, until 100 MB were."""
+    async with watched() as served:
+        assert (await ask(served, "/healthz")).status == 200
+        await until(lambda: not any(isinstance(each, http._Timed) for each in gc.get_objects()))
 
 
 async def test_health_fails_only_when_a_restart_helps(monkeypatch: pytest.MonkeyPatch) -> None:

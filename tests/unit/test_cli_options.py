@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
+from swiftnbd.cli.ctl import ctl
 from swiftnbd.cli.login_options import LoginFlags
 from swiftnbd.cli.options import SharedOptions, shared_options
 from swiftnbd.cli.run import run
@@ -148,3 +149,10 @@ def test_named_secrets_file_selects_containers_of_a_folder(tmp_path: Path, secre
 def test_impossible_container_name_is_wrong_usage(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="container name"):
         options().export(AuthConfig("file:x", directory=tmp_path), name)
+
+
+def test_check_auth_of_a_folder_is_json_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ctl, "swiftnbd-ctl", ["-a", f"file:{tmp_path}", "check-auth", "--json"]) == 0
+    assert capsys.readouterr() == ("[]\n", f"swiftnbd-ctl: file:{tmp_path} needs no login\n")

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,8 +55,21 @@ def test_log_file_that_cannot_be_made_anew_costs_lines_and_nothing_else(
     logger.info("three")
     assert (folder / "log").read_text().endswith("INFO: three\n")
     assert len(log.log_file_descriptors()) == 1
-    assert "No such file or directory" in capsys.readouterr().err
+    error = f"cannot write log file {folder}/log: No such file or directory; lines are lost"
+    assert capsys.readouterr().err == f"swiftnbd: {error}\n"
     _close_handlers()
+
+
+def test_full_disk_under_the_log_is_one_sentence_however_many_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.log_for_server(verbose=False, syslog=False, log_file="/dev/full")
+    for _ in range(3):
+        logger.info("line")
+    error = "cannot write log file /dev/full: No space left on device; lines are lost"
+    assert capsys.readouterr().err == f"swiftnbd: {error}\n"
+    with suppress(OSError):  # it tries to write what it still has
+        _close_handlers()
 
 
 def test_bad_log_file_is_one_sentence(tmp_path: Path) -> None:

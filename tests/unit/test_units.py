@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Times as people read them; sizes are in test_cli_sizes.py."""
+"""Times and counts as people read them; sizes are in test_cli_sizes.py."""
 
 import pytest
 
-from swiftnbd.units import format_seconds
+from swiftnbd.units import counted, format_seconds
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,7 @@ from swiftnbd.units import format_seconds
 )  # fmt: skip
 def test_time_has_its_two_largest_units(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_one_is_not_plural() -> None:
+    assert [counted(n, "object") for n in (0, 1, 2)] == ["0 objects", "1 object", "2 objects"]
