@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import find, nbdsh, run
+from tests.support.clients import find, missing, nbdsh, run
 from tests.support.server_process import ServerProcess, script
 
 SCRIPTS = Path(__file__).with_name("nbdkit_scripts")
@@ -71,7 +71,7 @@ def nbdkit(client: str, *words: str) -> str:
         capture_output=True, text=True, check=False, timeout=60, env=environment,
     )  # fmt: skip
     if "cannot open plugin" in done.stderr:
-        pytest.skip("no nbdkit-plugin-python")
+        missing("no nbdkit-plugin-python")
     assert done.returncode == 0, done.stderr
     return done.stdout
 

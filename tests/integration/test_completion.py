@@ -2,12 +2,13 @@
 """Completion in real shells: bash to the end, zsh and fish as far as without a terminal."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.clients import find
 
 SECONDS_MAX = 60.0
 VARIABLES = {
@@ -32,13 +33,10 @@ def folder(tmp_path: Path) -> Path:
 
 def shell(name: str, text: str, folder: Path) -> str:
     """What a shell prints."""
-    if shutil.which(name) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
+    program = find(name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [name, "-c", text],
+        [program, "-c", text],
         cwd=folder,
         env={"PATH": path, "HOME": str(folder), "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,

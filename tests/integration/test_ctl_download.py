@@ -2,7 +2,6 @@
 import asyncio
 import errno
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from swiftnbd.export.objects import PRESENCE
 from swiftnbd.store.base import Blob, Store
 from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
+from tests.support import clients
 
 
 @pytest.fixture
@@ -332,16 +332,11 @@ def device(tmp_path: Path) -> Iterator[Path]:
     """A block device of the disk's size, full of something."""
     file = tmp_path / "device"
     file.write_bytes(b"?" * 8 * OBJECT_SIZE)
-    try:
-        done = subprocess.run(
-            ["losetup", "-f", "--show", str(file)], capture_output=True, text=True, timeout=30
-        )
-    except FileNotFoundError:
-        pytest.skip("losetup is not installed")
+    done = clients.run("losetup", "-f", "--show", file, check=False)
     if done.returncode:
         pytest.skip(f"no loop device here: {done.stderr}")
     yield Path(done.stdout.strip())
-    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True, timeout=30)
+    clients.run("losetup", "-d", done.stdout.strip())
 
 
 async def test_device_is_written_by_force_and_only_where_it_differs(

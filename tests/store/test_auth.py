@@ -4,7 +4,6 @@
 import asyncio
 import logging
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 
 from swiftnbd.errors import AccessRefused, StoreError, StoreUnavailable
 from swiftnbd.store.auth import V1Auth
+from tests.support.clients import run
 from tests.support.swift_aio import KEY, USER, RealSwift
 
 SECRET = "a-very-secret-key-of-mine"
@@ -180,11 +180,9 @@ async def test_login_without_an_answer_says_why(odd: Odd, reply: bytes, reason: 
 @pytest.fixture
 def self_signed(tmp_path: Path) -> ssl.SSLContext:
     """TLS with a certificate that nobody knows."""
-    if not (openssl := shutil.which("openssl")):
-        pytest.skip("needs openssl")
     key, certificate = tmp_path / "key", tmp_path / "certificate"
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    words = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost")
+    run("openssl", *words, "-keyout", key, "-out", certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return context

@@ -28,6 +28,9 @@ PACKAGES = {
     "e2fsck": "e2fsprogs",
     "fallocate": "util-linux",
     "fio": "fio",
+    "fish": "fish",
+    "losetup": "mount",
+    "man": "man-db",
     "mke2fs": "e2fsprogs",
     "modprobe": "kmod",
     "mount": "mount",
@@ -48,6 +51,7 @@ PACKAGES = {
     "udevadm": "udev",
     "umount": "mount",
     "xz": "xz-utils",
+    "zsh": "zsh",
 }
 
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])

@@ -44,7 +44,7 @@ SCRIPTS = (
 _HERE = Path(__file__).parent
 _RECONNECT = _HERE.parents[1] / "docs/systemd/nbd-reconnect.py"
 _UDEV_RULES = _HERE.parents[1] / "docs/systemd/60-nbd.rules"
-_BUILD_VERSION = "7"  # change it when the build itself changes
+_BUILD_VERSION = "8"  # change it when the build itself changes
 _XZ_MAGIC = b"\xfd7zXZ\0"
 
 
@@ -286,11 +286,16 @@ def _copy_scripts(tree: Path) -> None:
 
 def _copy_python(tree: Path) -> None:
     """This interpreter, with no more of its library than `_RECONNECT` imports, and a wrapper."""
+    # Asked for as the interpreter looks for it: a module may have put another in its place
+    # (`collections.abc` of 3.13), which then tells of a file of its own.
     code = (
-        "import encodings.idna, importlib.util as u, os, sys;"
+        "import encodings.idna, importlib.machinery, importlib.util as u, os, sys;"
         "m = u.spec_from_file_location('m', sys.argv[1]);"
         "m.loader.exec_module(u.module_from_spec(m)); print(os.__file__);"
-        "print(*{x.__file__ for x in sys.modules.values() if getattr(x, '__file__', 0)}, sep='\\n')"
+        "of = lambda name: getattr(sys.modules.get(name.rpartition('.')[0]), '__path__', None);"
+        "find = importlib.machinery.PathFinder.find_spec;"
+        "found = [find(name, of(name)) for name in list(sys.modules)];"
+        "print(*{spec.origin for spec in found if spec and spec.origin}, sep='\\n')"
     )
     python = Path(sys.executable).resolve()
     files = run(str(python), "-I", "-S", "-c", code, str(_RECONNECT)).stdout.split()

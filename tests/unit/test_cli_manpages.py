@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from swiftnbd.cli.ctl import ctl
 from swiftnbd.cli.manpages import PROGRAMS, page, write
+from tests.support.clients import find
 
 FOLDER = Path(__file__).parents[2] / "docs" / "man"
 ADVICE = "run: python -m swiftnbd.cli.manpages docs/man"
@@ -27,10 +27,8 @@ def test_pages_are_written_one_for_each_program(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_man_shows_it_without_a_warning(name: str) -> None:
-    if shutil.which("man") is None:
-        pytest.skip("man is not installed")
     shown = subprocess.run(
-        ["man", "--warnings", "-E", "UTF-8", "-l", str(FOLDER / f"{name}.1")],
+        [find("man"), "--warnings", "-E", "UTF-8", "-l", str(FOLDER / f"{name}.1")],
         capture_output=True,
         text=True,
         timeout=60,

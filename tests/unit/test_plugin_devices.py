@@ -5,7 +5,6 @@ import asyncio
 import ctypes
 import os
 import random
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from errno import EIO, ENOSPC, ENOTSUP, EOPNOTSUPP
@@ -21,6 +20,7 @@ from swiftnbd.plugins.full import FullDevice
 from swiftnbd.plugins.memory import PAGE_BYTES, MemoryDevice
 from swiftnbd.plugins.pattern import pattern
 from swiftnbd.plugins.split import Split, SplitDevice
+from tests.support.clients import run
 
 MiB = 1024 * 1024
 SIZE = 5 * PAGE_BYTES + 1000
@@ -185,16 +185,11 @@ def loop_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     below = tmp_path / "below"
     with below.open("wb") as file:
         file.truncate(MiB)
-    try:
-        done = subprocess.run(
-            ["losetup", "-f", "--show", str(below)], capture_output=True, text=True, timeout=30
-        )
-    except FileNotFoundError:
-        pytest.skip("losetup is not installed")
+    done = run("losetup", "-f", "--show", below, check=False)
     if done.returncode:
         pytest.skip(f"no loop device can be made here: {done.stderr.strip()}")
     yield Path(done.stdout.strip()), below
-    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True, timeout=30)
+    run("losetup", "-d", done.stdout.strip())
 
 
 async def test_block_device_is_a_disk(loop_device: tuple[Path, Path]) -> None:
