@@ -9,7 +9,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from http.client import HTTPException
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from keystoneauth1 import exceptions
 from requests.exceptions import RequestException
@@ -124,7 +124,8 @@ def _unusable(place: Place, response: object) -> StoreError:
     status = getattr(response, "status_code", 0)
     if 300 <= status < 400:
         try:
-            to = urlsplit(getattr(response, "headers", {}).get("Location", ""))
+            location = getattr(response, "headers", {}).get("Location", "")
+            to = urlsplit(urljoin(place.auth_url, location))  # it may be a path alone
             there = f"{to.scheme}://{to.netloc.rpartition('@')[2]}{to.path}"
         except ValueError:
             there = "nowhere"

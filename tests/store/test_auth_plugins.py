@@ -197,6 +197,13 @@ async def test_redirects_are_not_followed_with_the_password(service: Service) ->
         assert not elsewhere.seen
 
 
+async def test_redirect_to_a_path_is_told_as_a_whole_url(service: Service) -> None:
+    service.answer = (302, b"", {"Location": f"/there?key={SECRET}"})
+    for auth in (PluginAuth(v3(service)), V1Auth(f"{service.url}/auth", "u", SECRET)):
+        with pytest.raises(StoreError, match=f"wants to be asked at {service.url}/there instead$"):
+            await auth.login()
+
+
 async def test_answer_without_end_is_not_taken(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
