@@ -153,7 +153,7 @@ class Writer:
             index, start = divmod(offset, size)
             count = 0 if start else min((stop - offset) // size, CLEARED_TOGETHER_MAX)
             if count:
-                await asyncio.sleep(0)  # passing over holes waits for nothing
+                await self._disk.turnstile.passing()  # passing over holes waits for nothing
                 await self._clear(range(index, index + count), changes, keep_zeros=no_hole)
                 offset += count * size
             else:
@@ -173,8 +173,8 @@ class Writer:
         runs = self._disk.objects.presence.runs(offset // size, -(-stop // size))
         index = offset // size
         for number, (count, state) in enumerate(runs):
-            if number % RUNS_PER_TURN_MAX == RUNS_PER_TURN_MAX - 1:
-                await asyncio.sleep(0)
+            if number % RUNS_PER_TURN_MAX == 0:
+                await self._disk.turnstile.passing()
             if state is State.UNKNOWN and not self._all_changed(index, count):
                 raise ExportError(ENOTSUP, "objects of which nothing is known")
             index += count
@@ -257,8 +257,8 @@ class Writer:
         changes: list[Change] = []
         position = first
         for number, (count, state) in enumerate(self._disk.objects.presence.runs(first, end)):
-            if number % RUNS_PER_TURN_MAX == RUNS_PER_TURN_MAX - 1:
-                await asyncio.sleep(0)
+            if number % CLEARED_TOGETHER_MAX == 0:
+                await self._disk.turnstile.passing()
             after = position + count
             if state is State.ABSENT or (state is State.UNKNOWN and count > TRIM_UNLISTED_MAX):
                 await self._clear_all(self._changed_within(position, after), changes, fua)

@@ -237,6 +237,7 @@ class ObjectDevice(Device):
         await self._flush(self._disk.flush_seconds)
 
     async def _flush(self, seconds: float | None) -> None:
+        await self._disk.turnstile.passing()
         changes = [(dirty, dirty.generation) for dirty in self._disk.writeback.objects.values()]
         with self._disk.writeback.flushing():
             await self._disk.make_durable(changes, seconds)

@@ -14,6 +14,7 @@ from swiftnbd.export.objects import DiskObjects
 from swiftnbd.export.patience import Patience
 from swiftnbd.export.settings import CacheSettings
 from swiftnbd.export.tasks import Tasks
+from swiftnbd.export.turnstile import Turnstile
 from swiftnbd.export.waiters import Waiters
 from swiftnbd.export.writeback import Change, WriteBack
 from swiftnbd.metrics import Counters
@@ -51,6 +52,7 @@ class DiskState:
         self.flush_seconds = flush_seconds
         self.patience = Patience()
         self.gate = Gate()
+        self.turnstile = Turnstile()
         self.tasks = Tasks(objects.label)
         self.readers = Waiters(self.serve_soon)
         self.writers = Waiters(self.serve_soon)

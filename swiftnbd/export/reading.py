@@ -78,6 +78,7 @@ class Reader:
         """Bring the range in, or as much of it as leaves half the cache alone."""
         length = min(length, self._cache.capacity // 2 * self._disk.block_size)
         for start, end in self._chunks(offset, length):
+            await self._disk.turnstile.passing()
             await self._disk.gate.passing()
             if self.read_now(start, end - start) is None:
                 await self._read_chunk(start, end)
