@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from enum import IntEnum, IntFlag
+from operator import index
 from types import ModuleType
 
 from swiftnbd.api.client import Client
@@ -117,7 +118,7 @@ def export_name() -> str:
 
 def set_error(err: int) -> None:
     """The errno of the exception that is to be raised."""
-    here.error = int(err)
+    here.error = index(err)  # as C takes an int
 
 
 def shutdown() -> None:

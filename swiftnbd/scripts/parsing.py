@@ -2,14 +2,21 @@
 """Texts as nbdkit understands them, for what scripts are told: not quite as we do elsewhere."""
 
 import re
+from math import inf
 from typing import Final
 
 SIZE_MAX: Final = (1 << 63) - 1
 SECONDS_MAX: Final = (1 << 31) - 1
+DELAY_SECONDS_MAX: Final = (1 << 32) - 1
 _SUFFIXES: Final[dict[str, int]] = {"": 1, "b": 1, "s": 512} | {
     letter: 1024**power for power, letter in enumerate("kmgtpe", 1)
 }
 _DELAYS: Final = {"": 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "μs": 10**3, "ns": 1}
+# As strtod in C reads one, but for infinity and what is no number, and not endlessly long.
+_NUMBER: Final = (
+    r"\s*([-+]?(?:0[xX](?:[0-9a-fA-F]{1,40}\.?[0-9a-fA-F]{0,40}|\.[0-9a-fA-F]{1,40})"
+    r"(?:[pP][-+]?[0-9]{1,5})?|(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,5})?))"
+)
 _TRUE: Final = ("1", "true", "t", "yes", "y", "on")
 _FALSE: Final = ("0", "false", "f", "no", "n", "off")
 
@@ -32,28 +39,42 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_delay(what: str, text: str) -> tuple[int, int]:
-    """Seconds and nanoseconds of 1, 1.2s, 100ms, 5us or 1ns. ``what`` is for the error."""
-    match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{0,20})?)(|s|ms|us|μs|ns)", _text(text), re.ASCII)
-    nanoseconds = 0 if match is None else round(float(match[1]) * _DELAYS[match[2]])
-    if match is None or nanoseconds > SECONDS_MAX * 10**9:
+    """Seconds and nanoseconds of 1, 1.2s, 100ms, 5us or 1ns. ``what`` is for the error.
+
+    Other than in nbdkit, what has more seconds than there are is refused, and nanoseconds are
+    never a whole second.
+    """
+    match = re.fullmatch(rf"{_NUMBER}(|s|ms|us|μs|ns)", _text(text), re.ASCII)
+    number = _value(match[1]) if match else -1.0
+    nanoseconds = number * _DELAYS[match[2]] if match else -1.0
+    if match is None or not 0 <= nanoseconds < (DELAY_SECONDS_MAX + 1) * 10**9:
         raise ValueError(f"{what}: could not parse delay ({text[:80]})")
-    return divmod(nanoseconds, 10**9)
+    if number.is_integer():  # exactly, however many seconds
+        return divmod(int(number) * _DELAYS[match[2]], 10**9)
+    return divmod(int(nanoseconds + 0.5), 10**9)
 
 
 def parse_probability(what: str, text: str) -> float:
     """A number, a percentage (10%), or a ratio (1:10 or 1/10), from 0 on."""
-    match = re.fullmatch(
-        r"([0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][-+]?[0-9]{1,3})?)(?:(%)|[:/]([0-9.]{1,20}))?",
-        _text(text),
-        re.ASCII,
-    )
+    match = re.fullmatch(rf"{_NUMBER}(?:(%)|[:/]{_NUMBER})?", _text(text), re.ASCII)
+    number, below = -1.0, 1.0
+    if match is not None:
+        number, below = _value(match[1]), 100.0 if match[2] else _value(match[3] or "1")
+    if number == 0:
+        return 0.0
+    if not 0 < number < inf or not 0 < below < inf:
+        raise ValueError(f"{what}: could not parse probability ({text[:80]})")
+    return number / below
+
+
+def _value(number: str) -> float:
+    """Of a `_NUMBER`; -1 for what is negative, if only by its sign."""
+    if "-" in number.lower().partition("e" if "x" not in number.lower() else "p")[0]:
+        return -1.0
     try:
-        if match is None:
-            raise ValueError
-        below = 100 if match[2] else float(match[3] or 1)
-        return float(match[1]) / below
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{what}: could not parse probability ({text[:80]})") from None
+        return float.fromhex(number) if "x" in number.lower() else float(number)
+    except OverflowError:
+        return inf
 
 
 def _text(text: str) -> str:

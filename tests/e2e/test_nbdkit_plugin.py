@@ -14,6 +14,7 @@ import pytest
 
 import swiftnbd
 from tests.support.backends import DirectoryBackend
+from tests.support.certificates import Certificates
 from tests.support.clients import find, missing
 
 MiB = 1024 * 1024
@@ -61,7 +62,12 @@ def backend(tmp_path: Path) -> DirectoryBackend:
 
 
 def nbdkit(
-    backend: DirectoryBackend, client: str, *words: str, code: int = 0, first: str = "-f"
+    backend: DirectoryBackend,
+    client: str,
+    *words: str,
+    code: int = 0,
+    first: str = "-f",
+    tls: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """A shell command at ``$uri``, with what both said."""
     program = str(find("nbdkit"))
@@ -76,7 +82,7 @@ def nbdkit(
         pytest.skip(f"the interpreter in nbdkit's plugin is another one: {version[0]}")
     plugin = [str(PLUGIN), "container=disk", f"auth=file:{backend.root}", *words]
     done = subprocess.run(
-        [program, first, "-U", "-", "python", *plugin, "--run", client],
+        [program, first, "-U", "-", *tls, "python", *plugin, "--run", client],
         capture_output=True, text=True, check=False, timeout=50,
         env=os.environ | {"PATH": os.defpath, "PYTHONPATH": sysconfig.get_path("purelib")},
     )  # fmt: skip
@@ -111,6 +117,22 @@ def test_disk_in_nbdkit_is_stored_when_it_says_so_and_unlocked_at_the_end(
     assert backend.image("disk") == data
     assert "client" not in backend.metadata("disk")
     assert f"there is no folder {backend.root}/disk" in done.stderr
+
+
+def test_disk_in_nbdkit_is_written_and_read_over_tls(
+    backend: DirectoryBackend, certificates: Certificates, tmp_path: Path
+) -> None:
+    image, back = tmp_path / "disk.img", tmp_path / "back.img"
+    data = random.Random("tls").randbytes(4 * MiB + 512)
+    image.write_bytes(data)
+    # on a Unix socket a server has no name that could be verified
+    told = f"tls-certificates={certificates.client}&tls-verify-peer=false"
+    client = f'nbdcopy --flush {image} "$uri&{told}" && nbdcopy "$uri&{told}" {back}'
+    folder = f"--tls-certificates={certificates.server}"
+    nbdkit(backend, client, tls=("--tls=require", folder, "--tls-verify-peer"))
+    data += bytes(OBJECTS * MiB - len(data))
+    assert back.read_bytes() == data == backend.image("disk")
+    assert "client" not in backend.metadata("disk")
 
 
 def test_disk_that_another_holds_is_refused_but_to_readers(backend: DirectoryBackend) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import Certificates
 from tests.support.clients import find, missing, nbdsh, run
 from tests.support.server_process import ServerProcess, script
 
@@ -61,19 +62,32 @@ CASES = [
 ]
 
 
-def nbdkit(client: str, *words: str) -> str:
+def nbdkit(client: str, *words: str, flags: tuple[str, ...] = (), **variables: str) -> str:
     """What a client in nbdsh says that is run on nbdkit's Python plugin."""
     find("nbdsh")
     command = 'UNIXSOCKET="$unixsocket" nbdsh -c "$CLIENT" -c "$ASKS"'
-    environment = os.environ | {"PATH": os.defpath, "CLIENT": CLIENT, "ASKS": client}
+    environment = os.environ | {"PATH": os.defpath, "CLIENT": CLIENT, "ASKS": client} | variables
     done = subprocess.run(
-        [str(find("nbdkit")), "-U", "-", "python", *words, "--run", command],
+        [str(find("nbdkit")), "-U", "-", *flags, "python", *words, "--run", command],
         capture_output=True, text=True, check=False, timeout=60, env=environment,
     )  # fmt: skip
     if "cannot open plugin" in done.stderr:
         missing("no nbdkit-plugin-python")
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def served(
+    client: str, *words: str, flags: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The same of our server, and what that says."""
+    command = 'UNIXSOCKET="$unixsocket" nbdsh -c "$CLIENT" -c "$ASKS"'
+    return subprocess.run(
+        [sys.executable, script("swiftnbd-server"), "-v", "-U", "-", *flags, "--run", command,
+         "python", *words],
+        capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {"PATH": os.defpath, "CLIENT": CLIENT, "ASKS": client} | variables,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -127,19 +141,54 @@ def test_whole_life_of_a_script_is_as_in_nbdkit(tmp_path: Path) -> None:
         (tmp_path / who).mkdir()
     case = Case("life", "every")
     expected = nbdkit("everything()", *case.words(tmp_path / "nbdkit"))
-    command = 'UNIXSOCKET="$unixsocket" nbdsh -c "$CLIENT" -c "$ASKS"'
-    done = subprocess.run(
-        [sys.executable, script("swiftnbd-server"), "-v", "-U", "-", "--run", command, "python",
-         *case.words(tmp_path / "ours")],
-        capture_output=True, text=True, check=False, timeout=60,
-        env=os.environ | {"PATH": os.defpath, "CLIENT": CLIENT, "ASKS": "everything()"},
-    )  # fmt: skip
+    done = served("everything()", *case.words(tmp_path / "ours"))
     assert done.stdout == expected, done.stderr
     assert "it is open" in done.stderr  # nbdkit.debug
     assert lines(tmp_path / "ours/life") == lines(tmp_path / "nbdkit/life")
     written = (tmp_path / "ours/life").read_text().splitlines()
     assert written[-1] == "cleanup"
     assert [line for line in written if line.startswith("close")] == ["close one", "close two"]
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_functions_of_the_module_do_as_in_nbdkit(
+    is_encrypted: bool, certificates: Certificates, tmp_path: Path
+) -> None:
+    """With and without TLS, as far as this nbdkit has them: 1.32 knows but a few of them."""
+    flags: tuple[str, ...] = ()
+    variables: dict[str, str] = {}
+    if is_encrypted:
+        folder = f"--tls-certificates={certificates.server}"
+        flags = ("--tls=require", folder, "--tls-verify-peer")
+        variables = {"CERTIFICATES": str(certificates.client)}
+    path, theirs, ours = (SCRIPTS / "functions.py", tmp_path / "nbdkit", tmp_path / "ours")
+    asks = "functions(can_disconnect={})"
+    expected = nbdkit(asks.format(False), str(path), f"trace={theirs}", flags=flags, **variables)
+    absent = [line.split()[1] for line in lines(theirs) if line.startswith("absent")]
+    can_disconnect = "disconnect" not in absent
+    if can_disconnect:
+        theirs.unlink()
+        asks = asks.format(True)
+        expected = nbdkit(asks, str(path), f"trace={theirs}", flags=flags, **variables)
+    done = served(asks.format(False), str(path), f"trace={ours}", flags=flags, **variables)
+    assert done.stdout == expected, done.stderr
+    shared = [line for line in lines(ours) if line.partition("(")[0] not in absent]
+    assert shared == [line for line in lines(theirs) if not line.startswith("absent")]
+    assert f"default_export False {is_encrypted}" in shared
+    assert len(shared) > 25
+
+
+def test_client_that_a_script_drops_gets_what_it_may(tmp_path: Path) -> None:
+    """As nbdkit 1.42 does it, which the test before compares where it is installed."""
+    path = str(SCRIPTS / "functions.py")
+    done = served("functions(can_disconnect=True)", path, f"trace={tmp_path / 'ours'}")
+    found = [" ".join(line.split()[:3]) for line in done.stdout.splitlines()[1:]]
+    assert found == [
+        "pread 3 512", "pread 1 512", "pread 4 refused",
+        "pread 3 512", "pread 2 refused", "pread 4 refused",
+        "pread 5 512",
+    ]  # fmt: skip
+    assert not (tmp_path / "ours").read_text().count("pread 4")
 
 
 def test_dump_of_a_plugin_has_what_its_script_adds() -> None:

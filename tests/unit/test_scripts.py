@@ -146,6 +146,12 @@ async def test_script_asks_who_its_client_is(tmp_path: Path) -> None:
     await plugin.stop()
 
 
+def test_error_is_an_int_as_in_c() -> None:
+    for wrong in ("5", 5.0, None):
+        with pytest.raises(TypeError):
+            module.set_error(wrong)  # type: ignore[arg-type]
+
+
 async def test_buffer_that_a_script_keeps_does_not_change_what_was_read(tmp_path: Path) -> None:
     text = LEAST.replace("h, count, offset", "h, buf, offset, flags").replace(
         'return b"x" * count', "kept.append(KEEP); buf[:] = b'x' * len(buf)"
@@ -253,24 +259,31 @@ def test_text_that_is_no_size(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "delay"),
     [("1", (1, 0)), ("1.5s", (1, 500_000_000)), ("100ms", (0, 100_000_000)), ("5us", (0, 5000)),
-     ("5μs", (0, 5000)), ("7ns", (0, 7)), ("1500ms", (1, 500_000_000))],
+     ("5μs", (0, 5000)), ("7ns", (0, 7)), ("1500ms", (1, 500_000_000)),
+     ("1e-3", (0, 1_000_000)), ("1E2ms", (0, 100_000_000)), ("0x10", (16, 0)),
+     (" +.5", (0, 500_000_000)),
+     ("0.5ns", (0, 1)), ("1e-400", (0, 0)), ("4294967295", (2**32 - 1, 0)), ("0", (0, 0))],
 )  # fmt: skip
 def test_delay(text: str, delay: tuple[int, int]) -> None:
     assert parsing.parse_delay("delay", text) == delay
 
 
 def test_text_that_is_no_delay_probability_or_boolean() -> None:
-    for text in ("", "-1", "1m", "s", "1e9", "99999999999"):
+    for text in ("", "-1", "1m", "s", "1e10", "1e400", "0x1p99999", "-0", "inf", "1 "):
         with pytest.raises(ValueError, match="what: could not parse delay"):
             parsing.parse_delay("what", text)
-    for text in ("", "x", "1:0", "1:.", "-1"):
+    for text in ("", "x", "1:0", "1:.", "-1", "-0", "1e400", "nan", "1:-2", "1 :2", "1:2:3", "1%%"):
         with pytest.raises(ValueError, match="what: could not parse probability"):
             parsing.parse_probability("what", text)
     with pytest.raises(ValueError, match="could not decipher boolean"):
         parsing.parse_bool("maybe")
 
 
-@pytest.mark.parametrize(("text", "share"), [("0.1", 0.1), ("10%", 0.1), ("1:10", 0.1), ("1", 1)])
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("0.1", 0.1), ("10%", 0.1), ("1:10", 0.1), ("1", 1),
+     ("0:0", 0), ("1e-1", 0.1), ("0x1p-1", 0.5), ("+.5", 0.5), ("1: 0x10", 1 / 16), ("2", 2)],
+)  # fmt: skip
 def test_probability(text: str, share: float) -> None:
     assert parsing.parse_probability("what", text) == pytest.approx(share)
 

@@ -30,6 +30,10 @@ def connected(name=None, opt_mode=False):
     made.set_full_info(True)
     made.set_strict_mode(0)
     made.add_meta_context("base:allocation")
+    if "CERTIFICATES" in os.environ:
+        made.set_tls(nbd.TLS_REQUIRE)  # noqa: F821
+        made.set_tls_certificates(os.environ["CERTIFICATES"])
+        made.set_tls_verify_peer(False)  # it has no name on a Unix socket
     made.connect_unix(os.environ["UNIXSOCKET"])
     if name is not None:
         made.set_export_name(name)
@@ -122,4 +126,19 @@ def failures(name):
         told(f"extents {offset}", partial(kinds, made, 1024, offset))
     told("flush", made.flush)
     told("cache", lambda: made.cache(512, 0))
+    made.shutdown()
+
+
+def functions(*, can_disconnect):
+    """What a script can call of the module nbdkit; the clients it drops are dropped."""
+    listed()
+    for block in (1, 2) if can_disconnect else ():
+        made = connected("")
+        for asked in (3, block, 4):  # after block 1 nbdkit goes on refusing, we close
+            try:
+                print("pread", asked, short(made.pread(512, asked * 512)))
+            except nbd.Error:  # noqa: F821
+                print("pread", asked, "refused")
+    made = connected("")
+    told("pread 5", lambda: short(made.pread(512, 5 * 512)))
     made.shutdown()
