@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,11 +68,17 @@ class Machine:
         words += "".join(f" {name}={value}" for name, value in others.items())
         if files is not None:
             initramfs = _with_files(initramfs, files)
+        network = ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]
+        self.start(kernel, initramfs, words, memory_mib=512, more=network)
+
+    def start(
+        self, kernel: Path, initramfs: Path, words: str, *, memory_mib: int, more: list[str]
+    ) -> None:
+        """Boot; ``words`` are for the kernel's command line, ``more`` for qemu's."""
         command = [
             *(str(find("qemu-system-x86_64")), "-accel", "tcg,thread=multi", "-cpu", "max"),
-            *("-smp", "2", "-m", "512", "-nographic", "-no-reboot", "-nodefaults"),
-            *("-serial", "stdio", "-netdev", "user,id=n0"),
-            *("-device", "virtio-net-pci,netdev=n0,romfile="),
+            *("-smp", "2", "-m", str(memory_mib), "-nographic", "-no-reboot", "-nodefaults"),
+            *("-serial", "stdio", *more),
             *("-kernel", str(kernel), "-initrd", str(initramfs)),
             *("-append", f"console=ttyS0 quiet panic=-1 tsc=unstable {words}"),
         ]
@@ -133,6 +139,14 @@ def boot(
     machine.wait()
     assert machine.passed() == steps(script), machine.console
     return machine
+
+
+def kernel_and_modules() -> tuple[Path, Path]:
+    """The kernel, and the folder ``lib/modules`` that goes with it."""
+    cache = _cache_dir()
+    with _only_one(cache / "lock"):
+        root = _kernel(cache)
+        return _unpacked(next(root.glob("boot/vmlinuz-*"))), _above_lib(root) / "lib/modules"
 
 
 def _images() -> tuple[Path, Path]:
@@ -228,15 +242,15 @@ def _build(root: Path, tree: Path, initramfs: Path) -> None:
         _copy_program(program, tree)
     _copy_scripts(tree)
     _copy_python(tree)
-    _copy_modules(root, tree / "modules")
+    copy_modules(_above_lib(root), tree / "modules", MODULES)
     _make_files(tree / "tree")
     part = initramfs.with_suffix(".part")
-    part.write_bytes(_packed(tree))
+    part.write_bytes(packed(tree))
     part.rename(initramfs)
     shutil.rmtree(tree)
 
 
-def _packed(tree: Path) -> bytes:
+def packed(tree: Path) -> bytes:
     """An archive for the kernel; one may follow another, as each ends at a multiple of 512."""
     return subprocess.run(
         f"find . | {find('cpio')} --quiet -o -H newc",
@@ -252,7 +266,7 @@ def _with_files(initramfs: Path, files: Path) -> Path:
     copy = files.with_name(f"{files.name}.initramfs")
     tree = files.with_name(f"{files.name}.tree")
     shutil.copytree(files, tree / "files")
-    copy.write_bytes(initramfs.read_bytes() + _packed(tree))
+    copy.write_bytes(initramfs.read_bytes() + packed(tree))
     shutil.rmtree(tree)
     return copy
 
@@ -312,21 +326,24 @@ def _copy_python(tree: Path) -> None:
     wrapper.chmod(0o755)
 
 
-def _copy_modules(root: Path, target: Path) -> None:
-    """The modules the VM loads, and the order to load them in."""
-    lib = root if (root / "lib/modules").exists() else root / "usr"
+def copy_modules(lib: Path, target: Path, modules: Sequence[str]) -> None:
+    """The modules the VM loads, and the order to load them in; ``lib`` is what is above lib/."""
     version = next((lib / "lib/modules").iterdir()).name
     subprocess.run(
         [find("modprobe").with_name("depmod"), "-b", lib, version], check=True, capture_output=True
     )
     order: list[str] = []
-    for module in MODULES:
+    for module in modules:
         shown = run("modprobe", "-d", lib, "-S", version, "--show-depends", module).stdout
         for path in map(Path, re.findall(r"^insmod (\S+)", shown, re.MULTILINE)):
             if path.name not in order:
                 order.append(path.name)
                 _copy_module(path, target)
     (target / "order").write_text("".join(f"{name}\n" for name in order))
+
+
+def _above_lib(root: Path) -> Path:
+    return root if (root / "lib/modules").exists() else root / "usr"
 
 
 def _copy_module(path: Path, target: Path) -> None:
