@@ -24,6 +24,7 @@ PACKAGES = {
     "busybox": "busybox-static",
     "chromium": "chromium",
     "cpio": "cpio",
+    "debugfs": "e2fsprogs",
     "dpkg": "dpkg",
     "e2fsck": "e2fsprogs",
     "fallocate": "util-linux",
