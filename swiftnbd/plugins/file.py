@@ -120,7 +120,8 @@ class FileDevice(Device):
                 found.append(Extent(data - offset, hole=True, zero=True))
             else:
                 data = min(self._seek(offset, os.SEEK_HOLE), end)
-                found.append(Extent(data - offset, hole=False, zero=False))
+                if data > offset:  # else a hole was made between the two looks
+                    found.append(Extent(data - offset, hole=False, zero=False))
             offset = data
         return found
 

@@ -345,6 +345,22 @@ async def test_holes_of_the_overlay_hide_what_is_below(tmp_path: Path) -> None:
         assert [(each.length // BLOCK, each.zero) for each in found][:2] == [(1, False), (8, True)]
 
 
+async def test_no_extent_is_empty_where_a_hole_is_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seek = os.lseek
+    async with opened(Base(64 * BLOCK), tmp_path) as device:
+        await device.write(0, b"x" * 64 * BLOCK)
+
+        def punched(descriptor: int, offset: int, what: int) -> int:
+            if what == os.SEEK_HOLE:
+                device._overlay.clear(0, 64 * BLOCK)
+            return seek(descriptor, offset, what)
+
+        monkeypatch.setattr(os, "lseek", punched)
+        assert await device.extents(0, 64 * BLOCK, count=9) == [(64 * BLOCK, True, True)]
+
+
 async def test_runs_of_blocks_are_found_however_long(tmp_path: Path) -> None:
     """100,000 blocks, against one look at each."""
     blocks, chance = 100_000, random.Random(3)

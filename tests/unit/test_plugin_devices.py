@@ -151,6 +151,24 @@ async def test_zeros_are_written_where_holes_cannot_be_punched(
     await device.close()
 
 
+async def test_no_extent_is_empty_where_a_hole_is_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is told of one takes us for broken, and goes."""
+    device = sparse_file(tmp_path / "disk")
+    await device.write(0, b"x" * PAGE_BYTES)
+    seek = os.lseek
+
+    def punched(descriptor: int, offset: int, what: int) -> int:
+        if what == os.SEEK_HOLE:
+            device._trim(0, PAGE_BYTES)
+        return seek(descriptor, offset, what)
+
+    monkeypatch.setattr(os, "lseek", punched)
+    assert await device.extents(0, SIZE, count=9) == [(SIZE, True, True)]
+    await device.close()
+
+
 async def test_write_that_is_given_up_is_over_when_that_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,7 +211,8 @@ class Overlay:
             is_hole = data > offset
             if not is_hole:
                 data = min(self._seek(offset, os.SEEK_HOLE), end)
-            found.append((data - offset, is_hole))
+            if data > offset:  # else a hole was made between the two looks
+                found.append((data - offset, is_hole))
             offset = data
         return found
 
