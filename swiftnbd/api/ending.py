@@ -10,11 +10,12 @@ class Ending:
     ``waiting`` are called in the event loop's thread when one begins to end.
 
     ``has_begun``: requests that only wait for time to pass should not any more, as nothing ends
-    before them. `sleep` does not.
+    before them. `sleep` does not. ``steps`` are those of `moved`.
     """
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.steps = 0
         self.servers: list[Callable[[], object]] = []
         self.waiting: list[Callable[[], object]] = []
         self._sleeping: set[asyncio.Future[None]] = set()
@@ -33,6 +34,11 @@ class Ending:
         finally:
             timer.cancel()
             self._sleeping.discard(over)
+
+    def moved(self) -> None:
+        """Called by what takes long to be closed, whenever it is a step further: the server does
+        not give up what does not stand still."""
+        self.steps += 1
 
     def ask(self) -> bool:
         """Have the server end in order, as a first SIGTERM has; asking again changes nothing.

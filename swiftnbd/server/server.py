@@ -171,10 +171,10 @@ class Server:
             (export.patience_seconds for export in self._exports.values()), default=0.0
         )
         self.supervision.ending(patience)
-        unstored = inf
+        to_do = (inf, inf)
         # slow is no reason to lose bytes: it must stand still
-        while self.supervision.unstored < unstored:
-            unstored = self.supervision.unstored
+        while self.supervision.to_do < to_do:
+            to_do = self.supervision.to_do
             done, _ = await asyncio.wait(
                 {orderly, forced}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )

@@ -8,6 +8,7 @@ no sign of life, and the service manager's watchdog ends what serves nobody any 
 import asyncio
 from collections.abc import Callable, Mapping
 
+from swiftnbd.api.ending import ENDING
 from swiftnbd.export.base import BaseExport
 from swiftnbd.server.notify import Notifier, ServiceManager
 
@@ -34,7 +35,7 @@ class Supervision:
         self._exports, self._coming, self._clients = exports, coming, clients
         self._task: asyncio.Task[None] | None = None
         self._patience: float | None = None  # seconds without progress; None: not ending
-        self._unstored = 0
+        self._to_do = self.to_do
         self._said = ""
 
     @property
@@ -42,6 +43,11 @@ class Supervision:
         """Bytes that are not written back."""
         devices = (export.device for export in self._exports.values())
         return sum(device.dirty_bytes for device in devices if device is not None)
+
+    @property
+    def to_do(self) -> tuple[float, float]:
+        """Becomes less as long as the end does not stand still."""
+        return -ENDING.steps, self.unstored
 
     def ready(self) -> None:
         """All is up, or up again after `reloading`."""
@@ -57,7 +63,7 @@ class Supervision:
     def ending(self, patience_seconds: float) -> None:
         """The server ends. It gives up what stands still for so long, and looks that often."""
         self._patience = patience_seconds
-        self._unstored = self.unstored
+        self._to_do = self.to_do
         self._said = self._status()
         self._notifier.stopping(self._said)
         self._extend()
@@ -83,8 +89,8 @@ class Supervision:
             await asyncio.sleep(seconds)
 
     def _tell(self) -> None:
-        if self._patience is not None and (unstored := self.unstored) < self._unstored:
-            self._unstored = unstored
+        if self._patience is not None and (to_do := self.to_do) < self._to_do:
+            self._to_do = to_do
             self._extend()
         if (status := self._status()) != self._said:
             self._said = status

@@ -10,18 +10,21 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from errno import EIO, ENOSPC, EOPNOTSUPP
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swiftnbd.api import Buffer, ConfigError, Device, Extent, Opening
+from swiftnbd.api import Buffer, ConfigError, Device, Extent, Opening, Plugin
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.export.device_export import DeviceExport
+from swiftnbd.filters import cow
 from swiftnbd.filters.cow import Cow, CowFilter, overlay
 from swiftnbd.filters.rate import Rate
 from swiftnbd.plugins.memory import Memory, MemoryDevice
+from swiftnbd.server import server as server_module
 from tests.support import nbd_client as nbd
 from tests.support.device_oracle import is_array_of_bytes
 from tests.support.loopback import serving, soon, until
@@ -200,6 +203,41 @@ async def test_overlay_is_written_back_and_emptied_at_the_end(tmp_path: Path) ->
         await MemoryDevice.write(base, 0, b"seen")
         assert b"".join(await device.read(0, 4)) == b"seen"
         assert not any(each.hole for each in await device.extents(0, 4096, count=9))
+
+
+@dataclass(frozen=True)
+class Given(Plugin):
+    """Serves a device that is there already."""
+
+    device: Device
+
+    async def open(self, opening: Opening) -> Device:
+        return self.device
+
+
+class Slow(Base):
+    """Takes its time to be written to."""
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        await asyncio.sleep(0.1)
+        await super().write(offset, data)
+
+
+async def test_server_does_not_end_before_an_overlay_is_written_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all it takes longer than a server waits for what stands still."""
+    monkeypatch.setattr(server_module, "SHUTDOWN_SECONDS_MORE", 0.5)
+    monkeypatch.setattr(cow, "COMMIT_BYTES", 2 * BLOCK)
+    base = Slow(16 * BLOCK)
+    told = Cow(cow_block_size=BLOCK, cow_file=tmp_path / "overlay", cow_commit=True)
+    data = random.Random(9).randbytes(16 * BLOCK)
+    async with serving(DeviceExport("disk", Given(base), [told])) as up:
+        async with await up.attached(b"disk") as peer:
+            await peer.write(0, data)
+            await peer.disconnect()
+        assert await soon(up.server.stop())
+    assert base.image() == data
 
 
 async def test_writing_back_that_fails_can_be_done_again(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from swiftnbd.api import (
     size,
 )
 from swiftnbd.api.access import read_bytes, write_bytes
+from swiftnbd.api.ending import ENDING
 from swiftnbd.errors import ExportUnusable
 from swiftnbd.filters.cow.sharing import Overlays, Shared
 
@@ -341,3 +342,4 @@ class CowFilter(Filter):
                 data = await self._threads.run(self._overlay.read, start, length)
                 await write_bytes(self.device, start, data)
             start += length
+            ENDING.moved()
