@@ -120,6 +120,11 @@ async def test_longer_disk_is_zeros_at_its_end(filters: list[FilterPlugin], size
     assert await longer.extents(SIZE, 1, count=1) == [Extent(1, hole=True, zero=True)]
 
 
+async def test_sizes_are_made_in_the_order_of_the_page() -> None:
+    made = await stack(MemoryDevice(SIZE), Truncate(truncate=9999, round_up=4096, round_down=5000))
+    assert made.size == 10_000  # not 12,288, as the other way round
+
+
 async def test_flags_go_where_the_request_goes() -> None:
     device = ByteDevice()
     made = await stack(device, Offset(offset=BLOCK), Truncate(round_up=1 << 20))

@@ -8,7 +8,8 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from errno import EINVAL, EIO, ENOSPC, ENOTSUP, ESHUTDOWN
+from dataclasses import replace
+from errno import EINVAL, EIO, ENOSPC, ENOTSUP, EPERM, EROFS, ESHUTDOWN
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from swiftnbd.filters.limit import Limit
 from swiftnbd.filters.log import Log
 from swiftnbd.filters.offset import Offset
 from swiftnbd.filters.pause import Pause
+from swiftnbd.filters.protect import Protect
 from swiftnbd.filters.rate import Rate
 from swiftnbd.filters.retry_request import RetryRequest
 from swiftnbd.filters.stats import Stats
@@ -110,6 +112,27 @@ async def test_device_behind_filters_is_an_array_of_bytes(which: int | str, tmp_
         assert profile.multi_conn is Profile.of(device).multi_conn
         await is_array_of_bytes(made, model, random.Random(5))
     assert b"".join(await device.read(0, SIZE)) == model
+
+
+@pytest.mark.parametrize("multi_conn", [None, False, True])
+@pytest.mark.parametrize("can", [False, True])
+async def test_filters_say_of_a_disk_what_it_is(
+    can: bool, multi_conn: bool | None, tmp_path: Path
+) -> None:
+    """But for those of which the page says something else: luks, cow, checkwrite and fua are none
+    of these, nor are images."""
+    device = ByteDevice()
+    for name in ("can_flush", "can_trim", "can_prefetch", "can_zero", "can_fast_zero"):
+        setattr(device, name, can)
+    device.can_fua, device.multi_conn, device.read_only = can, multi_conn, not can
+    told_of = [each for each in several(tmp_path) if not isinstance(each, Fua)]
+    told_of += [told(Truncate, truncate=BLOCK), told(Truncate, truncate=1 << 30)]
+    told_of += [told(Offset, offset=BLOCK), told(Protect, protect="1-")]
+    expected = replace(Profile.of(device), size=0, block_size=BLOCK, block_sizes_told=None)
+    for filter in told_of:
+        async with stacked(device, filter) as made:
+            found = Profile.of(made)
+            assert replace(found, size=0, block_size=BLOCK, block_sizes_told=None) == expected
 
 
 AROUND = [
@@ -528,7 +551,10 @@ async def test_failed_request_is_done_again() -> None:
     assert device.image()[5:8] == b"abc"
 
 
-@pytest.mark.parametrize(("errno", "tries"), [(EIO, 3), (EINVAL, 1), (ENOTSUP, 1), (ESHUTDOWN, 1)])
+@pytest.mark.parametrize(
+    ("errno", "tries"),
+    [(EIO, 3), (EINVAL, 1), (ENOTSUP, 1), (ESHUTDOWN, 1), (EPERM, 1), (EROFS, 1)],
+)
 async def test_request_that_fails_for_good_fails(errno: int, tries: int) -> None:
     device = Flaky([errno] * 9)
     async with stacked(device, told(RetryRequest, retry_request_delay="0")) as made:
