@@ -137,6 +137,15 @@ class World:
             self.now, _, event = heapq.heappop(self._events)
             event()
 
+    def end(self) -> None:
+        """Of everybody. What is left are no circles, or looking for them would take long."""
+        for task in self.tasks:
+            task.end()
+        for machine in self.machines:
+            machine.__dict__.clear()
+        self.tasks.clear()
+        self._events.clear()
+
     def change_metadata(self, changes: Mapping[str, str]) -> None:
         self.container.change_metadata(changes)
         self.history.append((self.now, dict(self.container.metadata)))
@@ -394,7 +403,7 @@ class ModelStore(Store):
 
     def _start(self, request: Request, done: Done) -> None:
         world, machine, generation = self.world, self.machine, self.machine.generation
-        chance, troubles = world.chance, machine.troubles
+        chance, troubles, sent = world.chance, machine.troubles, world.now
         answered = False
 
         def answer(result: Any, error: BaseException | None) -> None:
@@ -409,7 +418,10 @@ class ModelStore(Store):
                 answer(None, StoreUnavailable("model: no answer"))
 
         def is_lost() -> bool:
-            return world.now < machine.cut_until or chance.random() < troubles.lost
+            lost = world.now < machine.cut_until or chance.random() < troubles.lost
+            if lost and not is_slow:
+                world.at(sent + REQUEST_SECONDS_MAX - world.now, give_up)
+            return lost
 
         def delay() -> float:
             slowly = is_slow and chance.random() < 0.5
@@ -433,9 +445,10 @@ class ModelStore(Store):
                 world.at(slow, lambda: answer(result, error))
 
         is_slow = chance.random() < troubles.slow
+        if is_slow:  # others are answered in time, unless they are lost
+            world.at(REQUEST_SECONDS_MAX, give_up)
         if not is_lost():
             world.at(delay(), arrive)
-        world.at(REQUEST_SECONDS_MAX, give_up)
 
     # The store contract
 
@@ -529,6 +542,5 @@ def explore(seed: int, processes: Processes) -> World:
     try:
         world.run()
     finally:
-        for task in world.tasks:
-            task.end()
+        world.end()
     return world
