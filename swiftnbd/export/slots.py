@@ -63,6 +63,8 @@ class Slots:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._give(turn.result())
+            else:
+                self._serve()  # nothing is owed to us any more
             raise
         return got
 
@@ -82,9 +84,16 @@ class Slots:
         self._serve()
 
     def _serve(self) -> None:
+        for queue in (self._urgent, self._others):
+            _forget_gone(queue)  # before it is seen whether anybody waits
         for queue, urgent in ((self._urgent, True), (self._others, False)):
-            while queue and (queue[0].turn.done() or self._may_go(urgent)):
-                turn = queue.popleft().turn
-                if not turn.done():
-                    self._grant(urgent)
-                    turn.set_result(urgent)
+            while queue and self._may_go(urgent):
+                self._grant(urgent)
+                queue.popleft().turn.set_result(urgent)
+                _forget_gone(queue)
+
+
+def _forget_gone(queue: deque[_Waiter]) -> None:
+    """Let the first one be one that still waits."""
+    while queue and queue[0].turn.done():
+        queue.popleft()

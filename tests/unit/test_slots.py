@@ -192,3 +192,16 @@ async def test_those_nobody_waits_for_get_their_share_of_a_flood_of_urgent_ones(
     for each in (*flood, other, another, third):
         await each.let_go()
     assert slots.free == 4
+
+
+async def test_slot_is_not_kept_for_one_that_gave_up_waiting() -> None:
+    """What is cut short when the lock is in doubt, or waits too long, is owed nothing any more."""
+    slots = Slots(2, 1)
+    first, second, other, last = await holders(slots, "uuou")
+    other.task.cancel()
+    await turns(2)
+    await first.let_go()
+    assert last.holds
+    for each in (second, last):
+        await each.let_go()
+    assert slots.free == slots.total
