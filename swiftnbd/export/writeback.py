@@ -52,7 +52,7 @@ class DirtyObject:
     it became zeros, or was known to be: until that is stored, what is not in a block is zero,
     whatever the store has. ``keep_zeros``: store it even if it is all zeros.
     ``begun``: which upload of all its last one was. ``deleted``: the upload that ends has left
-    nothing in the store. ``aborted``: it was cut short.
+    nothing in the store. ``aborted``: it was cut short: if it fails, that is nobody's error.
     ``not_before``: a time of the loop, after a failure; until then it is stored only if somebody
     asks: ``demands`` are those, with the generation that each waits for.
     """
@@ -338,7 +338,7 @@ class WriteBack:
         if error is None:
             self._failures = 0
             self._on_stored()
-        elif not task.cancelled():
+        elif not dirty.aborted and not task.cancelled():
             self._put_off(dirty, error)
         self._pump()
 

@@ -12,6 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
 
 from swiftnbd.errors import ConfigError, ExportError, LockLost, StoreError
+from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.export import Client, Export
 from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.lease import Keeper, Leased
@@ -23,7 +24,7 @@ from swiftnbd.store.memory import MemoryStore
 from swiftnbd.store.open import Patience, open_swift
 from swiftnbd.store.swift_http import SwiftAccount
 from tests.store.fake_swift import FakeSwift, Reply, Seen
-from tests.support.disks import SIZE, Disk, a_disk, begin, turns
+from tests.support.disks import SIZE, Disk, a_disk, begin, caching, turns
 from tests.support.faulty import Fault, Faulty, Gate, Script, failing
 
 MARK = "client.example:4242@1700000000"
@@ -322,6 +323,34 @@ async def test_suspended_device_answers_nothing_and_goes_on_where_it_stopped() -
         assert await reading == b"known"
         assert disk.has(1) == b"n" * SIZE
         assert disk.device.read_now(0, 5) is not None
+
+
+@pytest.mark.expects_log(STOPPED)
+@pytest.mark.expects_log("the lock is still ours, going on")
+async def test_writer_that_waits_for_room_when_the_lease_ends_goes_on_after_it(kept: Kept) -> None:
+    """The machine slept: an upload that has fetched what it needs is the first to notice."""
+    settings = caching(4, dirty_bytes=SIZE)
+    device = ObjectDevice(Leased(kept.store, kept.keeper), Geometry(8, SIZE), settings)
+    kept.keeper._user = device
+    gate = kept.script.hold("get")
+    await device.write(0, b"part")
+    waiting = begin(device.write(SIZE, b"part"))
+    await turns()
+    kept.script.on("renew", failing(), times=1000)
+    kept.now += TERM
+    gate.open()
+    await turns()
+    assert kept.keeper.is_suspended
+    assert not waiting.done()
+    kept.script.clear()
+    await kept.pass_time(1)
+    assert not kept.keeper.is_suspended
+    await waiting
+    await device.close()
+    for index in range(2):
+        stored = await kept.memory.get(f"disk.part/{index:08}")
+        assert stored is not None
+        assert stored.data == b"part".ljust(SIZE, b"\0")
 
 
 async def test_error_of_a_request_that_was_suspended_is_none() -> None:
