@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from swiftnbd.export import changing, disk, disk_cache
 
@@ -49,6 +51,16 @@ class Turns:
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor any work on a local disk beside the event loop."""
     monkeypatch.setattr(disk_cache, "Threads", Turns)
+
+
+@pytest.fixture(autouse=True)
+def seed_is_all_there_is_to_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypothesis tries the numbers in the code it finds loaded, too: what ran before would matter.
+
+    No setting of it says so.
+    """
+    monkeypatch.setattr(providers, "_get_local_constants", Constants)
+    providers.CONSTANTS_CACHE.cache.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -450,6 +450,53 @@ class DiskMachine(RuleBasedStateMachine):
             "stale": Fault(stale=True),
         }[kind]
 
+    @precondition(lambda self: self.suspended_at is None and self.busy >= RULES_BETWEEN_CRASHES)
+    @rule(
+        index=st.integers(0, OBJECTS - 1),
+        changes=st.lists(st.sampled_from(["write", "zero", "trim"]), min_size=1, max_size=3),
+        how=CRASHES,
+        seed=st.integers(0, 2**32),
+    )
+    def change_during_an_upload(self, index: int, changes: list[str], how: str, seed: int) -> None:
+        """Of what is being stored: neither may be lost when a flush has promised both."""
+        self._finish()
+        self._nothing_goes_wrong()
+        gate = Gate()
+        self.script.on("put", Fault(before=gate), name=name(index))
+        self._request("write", index * SIZE, SIZE, 0)
+        self.flush(look=False, faults=[], steps=TURNS)
+        for change in changes:
+            self._request(change, index * SIZE + 1, 200, TURNS)
+        gate.open()
+        self.go(TURNS)
+        self.flush(look=True, faults=[], steps=TURNS)
+        self._crash(lock_is_lost=False, how=how, seed=seed)
+
+    @precondition(lambda self: self.suspended_at is None and self.busy >= RULES_BETWEEN_CRASHES)
+    @rule(
+        index=st.integers(0, OBJECTS - 2),
+        promise=st.sampled_from(["write fua", "zero fua", "flush"]),
+        faults=st.lists(st.sampled_from(["fail", "lose reply", "hang"]), min_size=1, max_size=2),
+        how=CRASHES,
+        seed=st.integers(0, 2**32),
+    )
+    def crash_after_a_promise(
+        self, index: int, promise: str, faults: list[str], how: str, seed: int
+    ) -> None:
+        """Two objects are to be stored, one of them is not, and no time is left to mend it."""
+        self._finish()
+        self._nothing_goes_wrong()
+        start = index * SIZE + 1
+        for number, kind in enumerate(faults):
+            for op in ("put", "delete"):
+                self.script.on(op, self._fault(op, kind), name=name(index + number))
+        if promise == "flush":
+            self._request("write", start, SIZE, 0)
+            self.flush(look=False, faults=[], steps=TURNS)
+        else:
+            self._request(promise, start, SIZE, TURNS)
+        self._crash(lock_is_lost=False, how=how, seed=seed)
+
     @rule(steps=st.integers(1, TURNS))
     def wait(self, steps: int) -> None:
         self.go(steps)
@@ -502,6 +549,9 @@ class DiskMachine(RuleBasedStateMachine):
     @rule(lock_is_lost=st.booleans(), how=CRASHES, seed=st.integers(0, 2**32))
     def crash(self, lock_is_lost: bool, how: str, seed: int) -> None:
         """Everything in memory is gone at once; calls that had no effect yet never have one."""
+        self._crash(lock_is_lost, how, seed)
+
+    def _crash(self, lock_is_lost: bool, how: str, seed: int) -> None:
         self.busy = 0
         if lock_is_lost:
             self._lose_lock()
