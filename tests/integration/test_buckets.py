@@ -36,6 +36,7 @@ def run_ctl(capsys: pytest.CaptureFixture[str]) -> Ctl:
     return call
 
 
+@pytest.mark.timeout(240)  # many commands, each a process: a minute where four tests share a core
 def test_life_of_a_disk_in_a_bucket(
     backend: BucketBackend,
     run_ctl: Ctl,

@@ -105,6 +105,7 @@ def old(real_swift: RealSwift, container_name: str, tmp_path: Path) -> Iterator[
     legacy.close()
 
 
+@pytest.mark.timeout(240)  # many commands, each a process: a minute where four tests share a core
 def test_days_of_a_user_of_0_11(old: Old) -> None:
     name, arguments = old.name, old.arguments
     ctl(*arguments, "setup", name, str(OBJECTS), "--object-size", str(SIZE))
