@@ -8,8 +8,8 @@ only if there is nothing, but one that is Swift inside has Swift's weak ones; an
 
 **The container's metadata** are one object. Where the service does conditional puts a change is
 put on condition that nobody else made one (If-Match). Where it does not, as Swift, whoever has
-changed it reads it back until it sees that, so that of two who do it at once none is lost; a PUT
-that arrives much later may still take back what others have changed since.
+changed it reads it back until it sees that, so that of two who do it in step none is lost; a PUT
+that arrives after the other has looked takes that one's change back all the same.
 
 **Renew tokens** lie in objects of their own. A rewrite of the object itself, the other way to give
 it one, would not be safe everywhere: a late one could replace what somebody else has put there, or

@@ -24,7 +24,8 @@ from swiftnbd.errors import (
     StoreUnavailable,
 )
 from swiftnbd.store.base import Store
-from swiftnbd.store.bucket import Bucket
+from swiftnbd.store.bucket import Bucket, Version
+from swiftnbd.store.bucket_objects import Document
 from swiftnbd.store.bucket_settings import BucketSettings
 from swiftnbd.store.bucket_store import BucketStore
 from swiftnbd.store.leave import asking
@@ -108,16 +109,6 @@ class BucketContract(StoreContract):
         assert [row.name for row in await store.listing()] == [NAME]
         assert [row.name for row in await store.listing(prefix="swiftnbd/")] == []
 
-    async def test_two_who_change_the_metadata_at_once_lose_nothing(
-        self, store: Store, bucket: Bucket, container_name: str, back: BackDoor
-    ) -> None:
-        stores = [open_bucket(bucket, container_name) for _ in range(4)]
-        changes = [{f"key-{number}": str(number)} for number in range(len(stores))]
-        await asyncio.gather(
-            *(each.set_metadata(change) for each, change in zip(stores, changes, strict=True))
-        )
-        assert await back.metadata() == {f"key-{number}": str(number) for number in range(4)}
-
     async def test_metadata_have_a_limit(self, store: Store) -> None:
         with pytest.raises(StoreError, match="bytes of metadata, at most 65536"):
             await store.set_metadata({f"key-{number}": "x" * 250 for number in range(300)})
@@ -165,6 +156,16 @@ class TestBucketInMemory(BucketContract):
     @pytest.fixture
     def back(self, client: MemoryClient, container_name: str) -> BackDoor:
         return MemoryBack(client, container_name)
+
+    async def test_two_who_change_the_metadata_at_once_lose_nothing(
+        self, store: Store, bucket: Bucket, container_name: str, back: BackDoor
+    ) -> None:
+        stores = [open_bucket(bucket, container_name) for _ in range(4)]
+        changes = [{f"key-{number}": str(number)} for number in range(len(stores))]
+        await asyncio.gather(
+            *(each.set_metadata(change) for each, change in zip(stores, changes, strict=True))
+        )
+        assert await back.metadata() == {f"key-{number}": str(number) for number in range(4)}
 
     async def test_it_admits_one_creator_and_others_learn_that(
         self, store: Store, bucket: Bucket, container_name: str
@@ -278,6 +279,32 @@ class TestBucketOnSwift(BucketContract):
         assert not store.admits_one_creator
         await store.info()
         assert not store.admits_one_creator
+
+    async def test_two_who_change_the_metadata_in_step_lose_nothing(
+        self, store: Store, bucket: Bucket, container_name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both read, both write, and whoever does not find its change then makes it again.
+
+        One whose write comes after the other has looked does take that one's change back.
+        """
+        step, first, write = asyncio.Barrier(2), [True, True], BucketStore._write
+
+        async def in_step(self: BucketStore, document: Document, version: Version) -> None:
+            if not first:
+                await write(self, document, version)
+                return
+            first.pop()
+            await step.wait()
+            await write(self, document, version)
+            await step.wait()
+
+        monkeypatch.setattr(BucketStore, "_write", in_step)
+        await asyncio.gather(
+            *(open_bucket(bucket, container_name).set_metadata({key: "x"}) for key in ("a", "b"))
+        )
+        info = await store.info()
+        assert info is not None
+        assert info.metadata == {"a": "x", "b": "x"}
 
 
 # What goes wrong, on a Swift and on servers of our own
