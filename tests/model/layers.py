@@ -89,6 +89,14 @@ class Layer:
         return False
 
 
+class Retrying(Layer):
+    """What fails by chance is done again, until it is done or fails with the last error."""
+
+    def refusals(self, offset: int, data: bytes, what: str) -> set[int]:
+        found = super().refusals(offset, data, what)
+        return found | {EIO} if ENOSPC in found else found  # which is tried again, too
+
+
 class Bottom(Layer):
     """The plugin's disk."""
 

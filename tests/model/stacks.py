@@ -349,7 +349,9 @@ def _layer(
             return layers.Decompressing((kind, {}))
         case "retry-request":
             retry: dict[str, object] = {"retry-request-delay": 0, "retry-request-retries": 100}
-            return Layer((kind, retry), ("error", {"error-rate": chance.choice(("0", "30%"))}))
+            return layers.Retrying(
+                (kind, retry), ("error", {"error-rate": chance.choice(("0", "30%"))})
+            )
     if kind == "blocksize-policy":
         how = chance.choice(("allow", "error"))
         return Layer((kind, {"blocksize-minimum": policy, "blocksize-error-policy": how}))
