@@ -212,22 +212,29 @@ OWN = OBJECTS_PREFIX + "65536/1"
 
 
 @pytest.mark.parametrize(
-    ("name", "object_name", "marked", "goes"),
+    ("name", "seconds", "object_name", "marked", "goes"),
     [
-        (name_of_age(OLD_SECONDS + 60), OWN, True, True),
-        (name_of_age(OLD_SECONDS - 60), OWN, True, False),  # it may be at work
-        (name_of_age(0), OWN, True, False),
-        (name_of_age(2 * OLD_SECONDS) + "0", OWN, True, False),  # somebody's own name
-        (PREFIX + "backups", OWN, True, False),
-        ("x" + name_of_age(2 * OLD_SECONDS), OWN, True, False),
-        (name_of_age(2 * OLD_SECONDS), "letters/mum.txt", True, False),
-        (name_of_age(2 * OLD_SECONDS), "disk.part/00000000", True, False),
-        (name_of_age(2 * OLD_SECONDS), OWN, False, False),
+        pytest.param("{}", OLD_SECONDS + 60, OWN, True, True, id="old"),
+        pytest.param("{}", OLD_SECONDS - 60, OWN, True, False, id="may be at work"),
+        pytest.param("{}", 0, OWN, True, False, id="new"),
+        pytest.param("{}0", 2 * OLD_SECONDS, OWN, True, False, id="somebody's own name"),
+        pytest.param(PREFIX + "backups", 0, OWN, True, False, id="without a time"),
+        pytest.param("x{}", 2 * OLD_SECONDS, OWN, True, False, id="another prefix"),
+        pytest.param("{}", 2 * OLD_SECONDS, "letters/mum.txt", True, False, id="letters"),
+        pytest.param("{}", 2 * OLD_SECONDS, "disk.part/00000000", True, False, id="a disk"),
+        pytest.param("{}", 2 * OLD_SECONDS, OWN, False, False, id="not marked"),
     ],
 )
 async def test_what_a_killed_bench_left_is_removed_a_day_later(
-    tmp_path: Path, told: Told, name: str, object_name: str, marked: bool, goes: bool
+    tmp_path: Path,
+    told: Told,
+    name: str,
+    seconds: float,
+    object_name: str,
+    marked: bool,
+    goes: bool,
 ) -> None:
+    name = name.format(name_of_age(seconds))
     async with Stores(AuthConfig("file:x", directory=tmp_path)) as stores:
         store = stores.open(ExportConfig(name))
         await make(store, object_name, marked=marked)
