@@ -5,6 +5,9 @@ A request is served in chunks of at most a quarter of the cache. The blocks of a
 pinned together, those of them that are not known are fetched (`swiftnbd.export.fetching`), and
 when all are there their pieces are taken. What is known to be absent is read as a
 `swiftnbd.export.device.hole` without a request.
+
+Those who prefetch hold up nobody who reads: they have a quarter of the cache between
+them, in smaller chunks, and their requests come after those of readers.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from swiftnbd.buffers import holes
 from swiftnbd.errors import SwiftnbdError
+from swiftnbd.export.allowance import Allowance
 from swiftnbd.export.block import Block
 from swiftnbd.export.disk_state import DiskState, Part
 from swiftnbd.export.fetching import Fetcher
@@ -19,6 +23,8 @@ from swiftnbd.export.readahead import ReadAhead
 from swiftnbd.store.base import Buffer
 
 _CHUNKS_OF_CACHE = 4  # so that a few large requests fit in beside each other and what is dirty
+_PREFETCHES_OF_CACHE = 4  # all of them at a time: readers have the rest, and the store is kept busy
+_PREFETCH_CHUNKS_OF_CACHE = 16  # so that a few large ones go on beside each other
 
 
 class Reader:
@@ -30,6 +36,8 @@ class Reader:
         self._fetcher = Fetcher(disk)
         self._read_ahead = read_ahead
         self._chunk = max(1, disk.cache.capacity // _CHUNKS_OF_CACHE)
+        self._prefetch_chunk = max(1, disk.cache.capacity // _PREFETCH_CHUNKS_OF_CACHE)
+        self._prefetches = Allowance(max(1, disk.cache.capacity // _PREFETCHES_OF_CACHE))
 
     def read_now(self, offset: int, length: int) -> Sequence[Buffer] | None:
         """The bytes in pieces, if all are at hand."""
@@ -64,39 +72,45 @@ class Reader:
         missed = False
         await self._disk.gate.passing()
         self._look_ahead(offset, length)
-        for start, end in self._chunks(offset, length):
+        for start, end in self._chunks(offset, length, self._chunk):
             await self._disk.gate.passing()
             now = self.read_now(start, end - start)
             if now is None and not missed:
                 missed = True
                 self._disk.counters.missed_reads += 1
-            pieces += await self._read_chunk(start, end) if now is None else now
+            pieces += await self._read_chunk(start, end, urgent=True) if now is None else now
         await self._disk.gate.passing()
         return pieces
 
     async def prefetch(self, offset: int, length: int) -> None:
-        """Bring the range in, or as much of it as leaves half the cache alone."""
-        length = min(length, self._cache.capacity // 2 * self._disk.block_size)
-        for start, end in self._chunks(offset, length):
-            await self._disk.turnstile.passing()
-            await self._disk.gate.passing()
-            if self.read_now(start, end - start) is None:
-                await self._read_chunk(start, end)
+        """Bring the range in, or as much of it as leaves half the cache alone.
+
+        Those of many ranges are brought in one after the other, a few at a time.
+        """
+        size = self._disk.block_size
+        length = min(length, self._cache.capacity // 2 * size)
+        blocks = -(-(offset + length) // size) - offset // size
+        async with self._prefetches.holding(min(blocks, self._prefetch_chunk)):
+            for start, end in self._chunks(offset, length, self._prefetch_chunk):
+                await self._disk.turnstile.passing()
+                await self._disk.gate.passing()
+                if self.read_now(start, end - start) is None:
+                    await self._read_chunk(start, end, urgent=False)
         await self._disk.gate.passing()
 
-    def _chunks(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, offset: int, length: int, most: int) -> Iterator[tuple[int, int]]:
         """Cut ``[offset, offset + length)`` where so many blocks end."""
         size, stop = self._disk.block_size, offset + length
         while offset < stop:
-            end = min(stop, (offset // size + self._chunk) * size)
+            end = min(stop, (offset // size + most) * size)
             yield offset, end
             offset = end
 
-    async def _read_chunk(self, start: int, end: int) -> list[Buffer]:
+    async def _read_chunk(self, start: int, end: int, *, urgent: bool) -> list[Buffer]:
         parts = list(self._disk.parts(start, end - start))
         blocks = await self.pin([index for index, _, _ in parts])
         try:
-            await self.know(blocks, parts)
+            await self.know(blocks, parts, urgent=urgent)
             pieces = []
             for block, (_, first, last) in zip(blocks, parts, strict=True):
                 block.used = True
@@ -119,7 +133,9 @@ class Reader:
         for block in blocks:
             self._cache.unpin(block)
 
-    async def know(self, blocks: Sequence[Block], parts: Sequence[Part]) -> None:
+    async def know(
+        self, blocks: Sequence[Block], parts: Sequence[Part], *, urgent: bool = True
+    ) -> None:
         """Return when these parts of pinned blocks are known; raise why they cannot be."""
         error: Exception | None = None
         while missing := [
@@ -130,7 +146,7 @@ class Reader:
             if error is not None:
                 raise error
             await self._disk.gate.passing()
-            self._fetcher.fetch(missing, urgent=True)
+            self._fetcher.fetch(missing, urgent=urgent)
             error = await self._fetched_all(dict.fromkeys(block.fetch for block in missing))
 
     async def _fetched_all(self, fetches: Iterable[asyncio.Task[None] | None]) -> Exception | None:

@@ -354,6 +354,46 @@ async def test_prefetch_brings_in_what_fits_in_half_the_cache() -> None:
         assert disk.store.count("get") == len(disk.blocks)
 
 
+async def test_read_is_not_held_up_by_a_crowd_of_prefetches() -> None:
+    """256 CACHEs of half a small cache each made a read wait for all of them, 1.3 s."""
+    settings = caching(16, requests=4, reads_reserved=1)
+    async with a_disk(objects=64, settings=settings) as disk:
+        for index in range(64):
+            disk.put(index, A)
+        gate = Gate()
+        for index in range(48):
+            disk.script.on("get", Fault(before=gate), name=name(index))
+        prefetches = [begin(disk.device.prefetch(at * SIZE, 8 * SIZE)) for at in range(40)]
+        await turns()
+        read = await begun(disk.read(60 * SIZE, 4 * SIZE))
+        assert read.done()
+        assert read.result() == 4 * A
+        assert gate.arrivals == 4  # as many blocks as it may hold
+        wanted = await begun(disk.read(0, SIZE))  # is being fetched
+        gate.open()
+        assert await wanted == A
+        await asyncio.gather(*prefetches)
+
+
+async def test_prefetch_that_was_given_up_leaves_its_share_to_others() -> None:
+    async with a_disk(objects=64, cached=4) as disk:
+        for index in range(64):
+            disk.put(index, A)
+        gate = Gate()
+        disk.script.on("get", Fault(before=gate), name=name(0))
+        first, second, third = [
+            await begun(disk.device.prefetch(at * SIZE, 2 * SIZE)) for at in (0, 10, 20)
+        ]
+        second.cancel()
+        await turns()
+        assert not third.done()
+        gate.open()
+        await asyncio.gather(first, third)
+        assert {call.name for call in disk.store.calls if call.op == "get"} == set(
+            map(name, (0, 1, 20, 21))
+        )
+
+
 async def test_read_and_prefetch_of_one_block_share_a_fetch() -> None:
     async with a_disk() as disk:
         filled(disk)
