@@ -5,6 +5,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -684,3 +685,21 @@ async def test_a_temporary_file_taken_by_a_cleaner_is_made_anew(
     blob = await store.get(NAME)
     assert blob is not None
     assert blob.data == b"data"
+
+
+# copies of a folder
+
+
+async def test_renew_token_does_not_go_with_a_copied_folder(
+    root: Path, store: DirectoryStore
+) -> None:
+    """As docs/format.md says: nothing is believed of what a copy, or a backup, may be a mixture."""
+    await store.put("swiftnbd/epoch/1", b"claim")
+    assert await store.renew("swiftnbd/epoch/1", "TOKEN:released")
+    shutil.copytree(root, root.with_name("copy"))
+    copy = DirectoryStore(root.with_name("copy"), "disk")
+    there, here = await copy.head("swiftnbd/epoch/1"), await store.head("swiftnbd/epoch/1")
+    assert there is not None
+    assert here is not None
+    assert (there.etag, there.token, here.token) == (here.etag, "", "TOKEN:released")
+    await copy.close()
