@@ -180,6 +180,9 @@ class Leased(Store):
                 with asking(self._check):
                     self._check()
                     return await change()
+        except LeaseOver:
+            self._keeper.check()
+            raise
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -189,7 +192,7 @@ class Leased(Store):
         raise self._over()
 
     def _check(self) -> None:
-        if not self._keeper.seconds_left:
+        if not self._keeper.lease_seconds:  # maybe in a thread, so nobody is suspended here
             raise self._over()
 
     def _over(self) -> LeaseOver:

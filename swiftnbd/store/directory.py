@@ -8,6 +8,7 @@ later, over a newer one.
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from errno import (
     EACCES,
     EAGAIN,
@@ -25,7 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from swiftnbd.errors import AccessRefused, StoreError, StoreFull, StoreUnavailable
+from swiftnbd.errors import (
+    AccessRefused,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    SwiftnbdError,
+)
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
     OBJECT_BYTES_MAX,
@@ -138,7 +145,7 @@ class DirectoryStore(Store):
     async def _run(self, what: str, work: Callable[[], T]) -> T:
         """Do ``work`` in a thread; when cancelled, only once it has ended."""
         try:
-            job = self._threads.submit(work)
+            job = self._threads.submit(copy_context().run, work)  # with the leave to change
         except RuntimeError:
             raise StoreError(f"{self.label}: {what}: the store is closed") from None
         future = asyncio.wrap_future(job)
@@ -155,7 +162,7 @@ class DirectoryStore(Store):
         except OSError as error:
             if cancelled is None:
                 raise _store_error(f"{self.label}: {what}", error) from error
-        except StoreError:
+        except SwiftnbdError:
             if cancelled is None:
                 raise
         if cancelled is not None:

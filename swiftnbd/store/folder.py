@@ -76,6 +76,7 @@ from swiftnbd.store.folder_tree import (
     write_token,
 )
 from swiftnbd.store.hashing import md5_now
+from swiftnbd.store.leave import check_leave
 
 METADATA_FILE = ".container.json"
 LOCK_FILE = ".lock"
@@ -182,6 +183,7 @@ class Folder:
         with self._container() as top, ExitStack() as stack:
             *folders, leaf = file_parts(name)
             deepest, complete = descend(stack, top, folders)
+            check_leave()
             existed = complete and unlink(leaf, deepest)
             # Also if it was absent: whoever unlinked it may not have lived to sync it.
             os.fsync(deepest)
@@ -329,6 +331,7 @@ class Folder:
                 with opened(leaf, DIRECTORY, parent) as empty:
                     remove_empty_folders(empty)
                 remove_folder_if_empty(leaf, parent)
+            check_leave()  # not sooner: all that was synced before may have taken long
             try:
                 if if_absent:
                     os.link(temp.path, leaf, src_dir_fd=top, dst_dir_fd=parent)

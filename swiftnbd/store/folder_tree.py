@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from swiftnbd.store.folder_files import DIRECTORY, opened, temp_file
 from swiftnbd.store.folder_names import file_parts, name_part
+from swiftnbd.store.leave import check_leave
 
 TOKEN_FOLDER = ".tokens"  # noqa: S105
 TOKEN_FILE_LENGTH_MAX = 200  # longer names are hashed; file names end at 255
@@ -173,6 +174,7 @@ def replace_json(top: int, path: str, content: Mapping[str, object]) -> None:
     with temp_file(top) as temp:
         temp.write(json.dumps(content, indent=1).encode() + b"\n")
         temp.finish()
+        check_leave()
         os.rename(temp.path, path, src_dir_fd=top, dst_dir_fd=top)
     with opened(os.path.dirname(path) or ".", DIRECTORY, top) as folder:
         os.fsync(folder)

@@ -15,7 +15,10 @@ _asked: ContextVar[Callable[[], None] | None] = ContextVar("asked", default=None
 
 @contextmanager
 def asking(check: Callable[[], None]) -> Iterator[None]:
-    """Inside, ``check`` is asked. It raises `swiftnbd.errors.LeaseOver` if the answer is no."""
+    """Inside, ``check`` is asked. It raises `swiftnbd.errors.LeaseOver` if the answer is no.
+
+    It may be asked in another thread.
+    """
     token = _asked.set(check)
     try:
         yield

@@ -23,6 +23,7 @@ from swiftnbd.errors import (
     ContainerMissing,
     ContainerNotEmpty,
     CorruptObject,
+    LeaseOver,
     StoreError,
     StoreFull,
     StoreUnavailable,
@@ -31,6 +32,7 @@ from swiftnbd.store import folder, folder_files, folder_tree
 from swiftnbd.store.base import Blob, Buffer
 from swiftnbd.store.directory import DirectoryStore, containers
 from swiftnbd.store.folder_names import file_part, name_part
+from swiftnbd.store.leave import asking
 
 NAME = "disk.part/00000042"
 
@@ -703,3 +705,43 @@ async def test_renew_token_does_not_go_with_a_copied_folder(
     assert here is not None
     assert (there.etag, there.token, here.token) == (here.etag, "", "TOKEN:released")
     await copy.close()
+
+
+# the lease of a lock
+
+
+async def test_change_whose_lease_ends_while_it_is_synced_does_not_land(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was stopped in a sync, and taken over from, put old bytes over newer ones."""
+    await store.put(NAME, b"old")
+    await store.set_metadata({"swiftnbd-client": "next"})
+    is_over = False
+
+    def check() -> None:
+        if is_over:
+            raise LeaseOver("the lock's lease is over")
+
+    def finish(temp: folder_files.Temp) -> None:
+        nonlocal is_over
+        is_over = True  # as if the process stood still here for minutes
+        finished(temp)
+
+    finished = folder_files.Temp.finish
+    monkeypatch.setattr(folder_files.Temp, "finish", finish)
+    for change in (
+        lambda: store.put(NAME, b"new"),
+        lambda: store.put("disk.part/1", b"new", if_absent=True),
+        lambda: store.set_metadata({"swiftnbd-client": "ours"}),
+    ):
+        is_over = False
+        with asking(check), pytest.raises(LeaseOver):
+            await change()
+    with asking(check), pytest.raises(LeaseOver):  # in the queue for a thread
+        await store.delete(NAME)
+    assert await store.get(NAME) == Blob(b"old", md5(b"old").hexdigest())
+    assert [each.name for each in await store.listing()] == [NAME]
+    info = await store.info()
+    assert info is not None
+    assert info.metadata == {"swiftnbd-client": "next"}
+    assert list((root / "disk" / ".tmp").iterdir()) == []
