@@ -110,9 +110,17 @@ class Keeper:
                 self._lose(error)
             except SwiftnbdError as error:
                 log.debug("%s: not renewed: %s", lock.store.label, error)
-                await lock.timing.sleep(min(RETRY_SECONDS, lock.pace.renewal_seconds))
+                await self._pause()
+            except Exception:  # a mistake of ours: without renewals nothing would be said of it
+                log.exception("%s: not renewed", lock.store.label)
+                await self._pause()
             else:
                 self._renewed()
+
+    async def _pause(self) -> None:
+        """Between a renewal that failed and the next."""
+        pace = self.lock.pace
+        await self.lock.timing.sleep(min(RETRY_SECONDS, pace.renewal_seconds))
 
     def _renewed(self) -> None:
         left = self.lease_seconds

@@ -144,6 +144,21 @@ async def test_lease_that_ended_fails_if_somebody_took_over(kept: Kept) -> None:
     assert isinstance(kept.keeper.lost, LockLost)
 
 
+@pytest.mark.expects_log("disk: not renewed")
+async def test_renewal_that_meets_a_mistake_of_ours_is_said_and_tried_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, token: str) -> None:
+        raise KeyError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.store, "renew", broken)
+        await kept.pass_time(15)
+    await kept.pass_time(1)
+    assert kept.keeper.seconds_left == TERM
+    assert kept.user.told == []
+
+
 # What is stored
 
 
