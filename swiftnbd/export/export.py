@@ -170,24 +170,28 @@ class Export(BaseExport):
         if self._client is not None and not self.read_only:
             self._check_same(client, self._client)  # at once, not after the turn of others
         async with self.turns:
-            await self._stop_retrying()
-            self._check_not_lost()
-            if self._is_retired:
-                raise ContainerMissing(f"{self.name} is not exported any more")
-            if self._connections and not self.read_only:
-                assert self._client is not None
-                self._check_same(client, self._client)
-                if not self.multi_conn:
-                    self._refuse(self._client)
             try:
-                device = await self._connect(client)
-            except SwiftnbdError:
+                await self._stop_retrying()
+                device = await self._admit(client)
+            except BaseException:  # cancelled, too: nobody else would let go of it
                 if not self._connections:
                     self._retry_later()
                 raise
             self._client = self._client or client
             self._connections += 1
             return device
+
+    async def _admit(self, client: Client) -> Device:
+        """What one more connection of ``client`` uses, if it may have one."""
+        self._check_not_lost()
+        if self._is_retired:
+            raise ContainerMissing(f"{self.name} is not exported any more")
+        if self._connections and not self.read_only:
+            assert self._client is not None
+            self._check_same(client, self._client)
+            if not self.multi_conn:
+                self._refuse(self._client)
+        return await self._connect(client)
 
     async def _connect(self, client: Client) -> Device:
         if not self._connections:
@@ -352,6 +356,9 @@ class Export(BaseExport):
             except SwiftnbdError as error:
                 log.error("%s: kept locked, trying again: %s", self.name, error)
                 self._retry_later()
+            except BaseException:  # cancelled, or a mistake of ours
+                self._retry_later()
+                raise
 
     async def shut_down(self) -> None:
         async with self.turns:
@@ -376,7 +383,7 @@ class Export(BaseExport):
         await self._holding.release()
 
     def _retry_later(self) -> None:
-        if self.attached:
+        if self.attached and not self.is_lost:
             self._retry = asyncio.get_running_loop().create_task(self._retry_let_go())
 
     async def _retry_let_go(self) -> None:
@@ -389,6 +396,8 @@ class Export(BaseExport):
                     await self._let_go()
                 except SwiftnbdError as error:
                     log.debug("%s: still kept: %s", self.name, error)
+                except Exception:
+                    log.exception("%s: still kept", self.name)
                 else:
                     log.info("%s: let go after all", self.name)
                     return
