@@ -160,6 +160,8 @@ class Proxies:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:  # a part of the name is empty or too long
+            return socket.gaierror(socket.EAI_NONAME, str(error))
         except OSError as error:
             if self._proxies:
                 log.debug("%s: not found now, the old addresses stay: %s", self.host, error)

@@ -273,3 +273,15 @@ async def test_no_connection_is_made_to_a_swift_that_was_left(
     for pick in (picking, proxies.pick()):
         with pytest.raises(OSError, match="shutdown"):
             await pick
+
+
+@pytest.mark.parametrize("host", ["swift..test", "s" * 64 + ".test"])
+async def test_a_name_that_is_none_is_not_found(swift: FakeCluster, host: str) -> None:
+    class Misnamed(Named):
+        async def login(self) -> Login:
+            return Login(f"http://{host}:1{PREFIX}", self.swift.new_token())
+
+    account = SwiftAccount(Misnamed(swift), QUICK)
+    with pytest.raises(StoreUnavailable, match="the name of the server is not found"):
+        await SwiftStore(account, "c").get(NAME)
+    await account.close()
