@@ -170,6 +170,8 @@ class DiskObjects:
         if blob is None:
             return None
         self._counters.store_in += len(blob.data)
+        if blob.size not in (None, self.size):  # a part of what is no object of this disk
+            raise self._error(index, f"has {blob.size} bytes, not {self.size}")
         if len(blob.data) != end - start:
             raise self._error(index, f"gave {len(blob.data)} bytes, not {end - start}")
         if self.local is not None and holds:  # no await since it was seen

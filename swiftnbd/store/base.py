@@ -21,10 +21,14 @@ LISTING_LIMIT_MAX = 10_000  # Swift's own default page; more is answered with 41
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """What `Store.get` read: ``data`` (the bytes asked for) and the whole object's ``etag``."""
+    """What `Store.get` read: ``data`` (the bytes asked for) and the whole object's ``etag``.
+
+    ``size`` of the whole object in bytes, if the answer to a part of it says so.
+    """
 
     data: bytes
     etag: str
+    size: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

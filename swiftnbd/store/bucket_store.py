@@ -111,7 +111,7 @@ class BucketStore(Unproven):
         stamp = Stamp.of(found)
         if len(found.data) == found.size:
             return Blob(found.data, await _checked(what, found.data, stamp))
-        return Blob(found.data, stamp.md5)
+        return Blob(found.data, stamp.md5, found.size)
 
     async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
         what, key = self._object("HEAD", name)

@@ -127,7 +127,7 @@ class Folder:
             if len(data) != wanted:
                 raise CorruptObject(f"{self.label}: {name} shrank while it was read")
             if wanted < stat.st_size:
-                return Blob(data, self._etag(fd, stat))
+                return Blob(data, self._etag(fd, stat), stat.st_size)
             return Blob(data, self._checked_etag(name, data, stat))
 
     def head(self, name: str) -> ObjectInfo | None:

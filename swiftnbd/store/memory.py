@@ -96,7 +96,8 @@ class MemoryStore(Store):
         end = None if length is None else start + length
         data = found.data[start:end]
         check_size(self.label, name, len(data), size_max)
-        return Blob(data, found.etag)
+        whole = len(found.data)
+        return Blob(data, found.etag, whole if len(data) < whole else None)
 
     async def head(self, name: str, *, newest: bool = False) -> ObjectInfo | None:
         found = self._find(name)

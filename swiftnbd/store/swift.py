@@ -98,7 +98,8 @@ class SwiftStore(Unproven):
         elif answer.status == 200:
             whole = await self._whole(what, answer)
             stop = None if length is None else start + length
-            blob = Blob(whole.data[start:stop], whole.etag) if ranged else whole
+            size = len(whole.data)
+            blob = Blob(whole.data[start:stop], whole.etag, size) if ranged else whole
         else:
             raise failure(what, answer)
         check_size(self.label, name, len(blob.data), size_max)
@@ -271,7 +272,7 @@ class SwiftStore(Unproven):
                 f"{what}: asked for bytes {start} to {wanted_end} of {total}, "
                 f"got {len(answer.body)} bytes said to be {first} to {end}"
             )
-        return Blob(answer.body, answer.etag)
+        return Blob(answer.body, answer.etag, total)
 
     def _beyond(self, what: str, answer: Answer, start: int) -> Blob:
         """A 416: the range begins at or past the end, and the answer says where that is."""

@@ -237,6 +237,15 @@ async def test_short_body_of_a_part_is_an_error() -> None:
         await objects.get(1, 100, 110)
 
 
+@pytest.mark.parametrize("data", [A[:-1], A + b"x"])
+async def test_part_of_an_object_of_a_wrong_size_is_an_error(data: bytes) -> None:
+    objects = await made()
+    objects.lay(1, data)
+    with pytest.raises(ExportError, match=f"has {len(data)} bytes, not {SIZE}") as caught:
+        await objects.get(1, 100, 110)
+    assert caught.value.errno == EIO
+
+
 async def test_nothing_is_remembered_of_a_disk_that_others_may_change() -> None:
     objects = await made(exclusive=False)
     assert await objects.get(1) is None
