@@ -234,7 +234,7 @@ def test_smaller_only_after_a_yes(
     capsys.readouterr()
     assert run(ctl, "swiftnbd-ctl", [*where, "resize", NAME, "512K", "--json", *flags]) == code
     said = capsys.readouterr()
-    loss = "from 1 MiB to 512 KiB, and lose 1 stored objects (64 KiB)"
+    loss = "from 1 MiB to 512 KiB, and lose 1 stored object (64 KiB)"
     assert [loss in question for question in questions] == [True] * asked
     if code == 0:
         assert json.loads(said.out) == {

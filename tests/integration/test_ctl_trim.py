@@ -145,7 +145,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(ctl, "swiftnbd-ctl", [*where, "trim", NAME, "-n", "-q"]) == 0
     said = capsys.readouterr().err
-    assert "1 of 2 stored objects are zeros: 64 KiB would be freed" in said
+    assert "1 of 2 stored objects is zeros: 64 KiB would be freed" in said
     assert run(ctl, "swiftnbd-ctl", [*where, "trim", NAME, "--json"]) == 0
     said_of_it = capsys.readouterr()
     assert "Done" not in said_of_it.err
