@@ -238,7 +238,8 @@ class ObjectDevice(Device):
 
     async def _flush(self, seconds: float | None) -> None:
         await self._disk.turnstile.passing()
-        changes = [(dirty, dirty.generation) for dirty in self._disk.writeback.objects.values()]
+        # no list: hundreds of flushes may wait, each for thousands of objects
+        changes = ((dirty, dirty.generation) for dirty in self._disk.writeback.objects.values())
         with self._disk.writeback.flushing():
             await self._disk.make_durable(changes, seconds)
         await self._gate.passing()
