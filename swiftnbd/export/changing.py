@@ -60,7 +60,7 @@ class Writer:
         if block is not None and block.dirty:
             _put(block, part, data)
             dirty = disk.writeback.objects[part.block // disk.per_object]
-            dirty.generation += 1
+            disk.writeback.note_change(dirty)
             return dirty, dirty.generation
         if not disk.writeback.has_room:
             return None
@@ -136,7 +136,9 @@ class Writer:
     async def _settle(self, changes: list[Change], fua: bool) -> None:
         """Return when the request may be answered."""
         if fua or self._durable:
-            await self._disk.make_durable(changes, self._disk.flush_seconds)
+            await self._disk.make_durable(
+                self._disk.writeback.stored(changes), self._disk.flush_seconds
+            )
         changes.clear()
         await self._disk.gate.passing()
 

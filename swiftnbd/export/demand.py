@@ -3,7 +3,8 @@
 
 Each is one `Demand`, whatever it waits for. Many may wait for the same objects at a time, each for
 its own state of them, so what one of them costs for each object is kept small: a place in the
-object's ``demands``, and a count.
+object's ``demands``, and a count. Flushes between which nothing changes share one: there may be
+hundreds of them, of thousands of objects.
 """
 
 import asyncio
@@ -23,11 +24,13 @@ class Demand:
 
     ``ended`` is done once each of them was stored or could not be, and ``error`` says why not.
     ``since`` is the number of uploads that had begun before: if one of these fails, that says
-    nothing of what the store does now, and the object is to be tried again.
+    nothing of what the store does now, and the object is to be tried again. ``waiting``: how many
+    wait for it; once nobody does any more it is to be dropped (`Demands.drop`).
     """
 
     def __init__(self, changes: "Iterable[tuple[DirtyObject, int]]", since: int) -> None:
         self.since = since
+        self.waiting = 0
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: SwiftnbdError | None = None
         self._wanted: dict[DirtyObject, None] = {}
@@ -73,3 +76,63 @@ class Demand:
     def _end_if_met(self) -> None:
         if not self._wanted and not self.ended.done():
             self.ended.set_result(None)
+
+
+class Demands:
+    """All of one device. They take turns, so that a write with FUA need not wait for a flush."""
+
+    def __init__(self) -> None:
+        self._turns: deque[Demand] = deque()  # that may have uploads to begin
+        self._again: deque[DirtyObject] = deque()  # whose last upload left demands unmet
+        self._of_all: Demand | None = None  # wants everything, and nothing has changed since
+
+    def add(self, changes: "Iterable[tuple[DirtyObject, int]]", since: int) -> Demand:
+        """One that somebody is about to wait for."""
+        demand = Demand(changes, since)
+        self._turns.append(demand)
+        return demand
+
+    def of_all(self, objects: "Iterable[DirtyObject]", since: int) -> Demand:
+        """One for all that has changed so far: the last one, if that still says all of it."""
+        demand = self._of_all
+        if demand is None or demand.error is not None or demand.ended.done():
+            demand = self.add(((dirty, dirty.generation) for dirty in objects), since)
+            self._of_all = demand
+        return demand
+
+    def changed(self) -> None:
+        """Something has changed: who wants everything from now on wants more."""
+        self._of_all = None
+
+    def drop(self, demand: Demand) -> None:
+        """Nobody waits for it any more."""
+        demand.withdraw()
+        if demand in self._turns:
+            self._turns.remove(demand)
+        if self._of_all is demand:
+            self._of_all = None
+
+    def next(self) -> "DirtyObject | None":
+        """The next object to store: each demand in turn begins one."""
+        while self._again:
+            dirty = self._again.popleft()
+            if dirty.demands and dirty.upload is None:
+                return dirty
+        while self._turns:
+            demand = self._turns.popleft()
+            if (found := demand.next()) is not None:
+                self._turns.append(demand)
+                return found
+        return None
+
+    def tell(self, dirty: "DirtyObject", error: SwiftnbdError | None) -> None:
+        """An upload has ended: those whom it was about learn how."""
+        for demand, generation in list(dirty.demands.items()):
+            if generation <= dirty.attempted and (error is None or dirty.begun > demand.since):
+                del dirty.demands[demand]
+                demand.met(dirty, error)
+
+    def begin_again(self, dirty: "DirtyObject") -> None:
+        """An upload has ended, and some may want the next one."""
+        if dirty.demands:
+            self._again.append(dirty)

@@ -103,6 +103,7 @@ class ObjectDevice(Device):
         self._gate = disk.gate
         self._blocks = disk.cache.blocks
         self._changed = disk.writeback.objects
+        self._note_change = disk.writeback.note_change
         self._per_object = disk.per_object
         self._accepts_now = not is_durable
 
@@ -209,7 +210,7 @@ class ObjectDevice(Device):
             return False
         block = self._blocks.get(index)
         if block is not None and block.overwrite(start, data):
-            self._changed[index // self._per_object].generation += 1
+            self._note_change(self._changed[index // self._per_object])
             return True
         part = Part(index, start, end)
         return self._writer.takes(part) and self._writer.write_now(part, data) is not None
@@ -238,10 +239,8 @@ class ObjectDevice(Device):
 
     async def _flush(self, seconds: float | None) -> None:
         await self._disk.turnstile.passing()
-        # no list: hundreds of flushes may wait, each for thousands of objects
-        changes = ((dirty, dirty.generation) for dirty in self._disk.writeback.objects.values())
         with self._disk.writeback.flushing():
-            await self._disk.make_durable(changes, seconds)
+            await self._disk.make_durable(self._disk.writeback.all_stored(), seconds)
         await self._gate.passing()
 
     def _went_on(self) -> None:

@@ -2,7 +2,7 @@
 """What the readers and the writers of one disk share: its blocks, its objects, who waits."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterator
 from errno import EIO
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from swiftnbd.export.settings import CacheSettings
 from swiftnbd.export.tasks import Tasks
 from swiftnbd.export.turnstile import Turnstile
 from swiftnbd.export.waiters import Waiters
-from swiftnbd.export.writeback import Change, WriteBack
+from swiftnbd.export.writeback import WriteBack
 from swiftnbd.metrics import Counters
 
 
@@ -95,11 +95,11 @@ class DiskState:
                 for index in dirty.blocks:
                     yield index * self.block_size, (index + 1) * self.block_size
 
-    async def make_durable(self, changes: Iterable[Change], seconds: float | None) -> None:
-        """Return when all of these are stored, or raise why not all could be."""
+    async def make_durable(self, stored: Awaitable[None], seconds: float | None) -> None:
+        """Wait for what is being ``stored``, as long as anything is; raise why not all could be."""
         try:
             async with self.patience.within(seconds):
-                await self.writeback.stored(changes)
+                await stored
         except TimeoutError:
             raise ExportError(
                 EIO,

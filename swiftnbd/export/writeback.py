@@ -34,7 +34,7 @@ from math import inf
 
 from swiftnbd.errors import ExportError, SwiftnbdError
 from swiftnbd.export.block import Block, State
-from swiftnbd.export.demand import Demand
+from swiftnbd.export.demand import Demand, Demands
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
 
@@ -146,8 +146,7 @@ class WriteBack:
         self._on_stored = on_stored
         self._on_failed = on_failed
         self._waiting: dict[int, DirtyObject] = {}  # not uploading, the oldest change first
-        self._demands: deque[Demand] = deque()  # that may have uploads to begin; they take turns
-        self._again: deque[DirtyObject] = deque()  # whose last upload left demands unmet
+        self._demands = Demands()
         # The last is the latest. Not all that may be dirty: random writes fill nothing.
         filling = max(1, min(FILLING_MAX, limit // per_object // 2))
         self._filling: deque[int] = deque(maxlen=filling)
@@ -184,8 +183,13 @@ class WriteBack:
                 self._wake_at(max(dirty.since + self._seconds, self._not_before))
             else:
                 self._pump()
-        dirty.generation += 1
+        self.note_change(dirty)
         return dirty
+
+    def note_change(self, dirty: DirtyObject) -> None:
+        """An object that is here has changed, and now has another generation."""
+        dirty.generation += 1
+        self._demands.changed()
 
     def add(self, dirty: DirtyObject, block: Block) -> None:
         """A block of it has changed that had not before."""
@@ -228,17 +232,31 @@ class WriteBack:
         asked for: an upload that fails says nothing about a change that it did not carry, nor
         about the store if it began earlier. Then the next one is waited for.
         """
-        if self._gate.error is not None:
-            raise self._gate.error
-        demand = Demand(changes, self._begun)
-        self._demands.append(demand)
+        await self._met(self._demands.add(changes, self._begun))
+
+    async def all_stored(self) -> None:
+        """The same for all that has changed so far."""
+        came = self._begun
+        while True:
+            demand = self._demands.of_all(self.objects.values(), self._begun)
+            try:
+                return await self._met(demand)
+            except SwiftnbdError:
+                if demand.since >= came or self._gate.error is not None:
+                    raise  # or it had tried before we came
+
+    async def _met(self, demand: Demand) -> None:
+        """Wait for it, with others or alone."""
+        demand.waiting += 1
         try:
+            if self._gate.error is not None:
+                raise self._gate.error
             self._pump()
-            await demand.ended
+            await asyncio.shield(demand.ended)
         finally:
-            demand.withdraw()
-            if demand in self._demands:
-                self._demands.remove(demand)
+            demand.waiting -= 1
+            if not demand.waiting:
+                self._demands.drop(demand)
         if demand.error is not None:
             raise demand.error
 
@@ -248,23 +266,10 @@ class WriteBack:
             return
         now = asyncio.get_running_loop().time()
         while self._uploading < self._at_once:
-            each = self._demanded() or self._due(now)
+            each = self._demands.next() or self._due(now)
             if each is None:
                 return
             self._start(each)
-
-    def _demanded(self) -> DirtyObject | None:
-        """The next that somebody waits for: each demand in turn begins one."""
-        while self._again:
-            dirty = self._again.popleft()
-            if dirty.demands and dirty.upload is None:
-                return dirty
-        while self._demands:
-            demand = self._demands.popleft()
-            if (found := demand.next()) is not None:
-                self._demands.append(demand)
-                return found
-        return None
 
     def _due(self, now: float) -> DirtyObject | None:
         """The oldest that should be stored now. If there is none, the timer is set."""
@@ -332,22 +337,14 @@ class WriteBack:
             dirty.since = asyncio.get_running_loop().time()
             self._waiting[dirty.index] = dirty
         if not dirty.aborted or done:
-            self._tell(dirty, error)
-        if dirty.demands:
-            self._again.append(dirty)
+            self._demands.tell(dirty, error)
+        self._demands.begin_again(dirty)
         if error is None:
             self._failures = 0
             self._on_stored()
         elif not dirty.aborted and not task.cancelled():
             self._put_off(dirty, error)
         self._pump()
-
-    def _tell(self, dirty: DirtyObject, error: SwiftnbdError | None) -> None:
-        """Those whom the upload was about learn how it ended."""
-        for demand, generation in list(dirty.demands.items()):
-            if generation <= dirty.attempted and (error is None or dirty.begun > demand.since):
-                del dirty.demands[demand]
-                demand.met(dirty, error)
 
     def _put_off(self, dirty: DirtyObject, error: SwiftnbdError) -> None:
         """One object failed: it waits. If that is all there is, or many do, all wait."""

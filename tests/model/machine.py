@@ -454,22 +454,33 @@ class DiskMachine(RuleBasedStateMachine):
     @rule(
         index=st.integers(0, OBJECTS - 1),
         changes=st.lists(st.sampled_from(["write", "zero", "trim"]), min_size=1, max_size=3),
+        early=st.booleans(),
         how=CRASHES,
         seed=st.integers(0, 2**32),
     )
-    def change_during_an_upload(self, index: int, changes: list[str], how: str, seed: int) -> None:
-        """Of what is being stored: neither may be lost when a flush has promised both."""
+    def change_during_an_upload(
+        self, index: int, changes: list[str], early: bool, how: str, seed: int
+    ) -> None:
+        """Of what is being stored: neither may be lost when a flush has promised both.
+
+        ``early``: that flush comes before the first one ends, and only this one's upload does.
+        """
         self._finish()
         self._nothing_goes_wrong()
         gate = Gate()
         self.script.on("put", Fault(before=gate), name=name(index))
         self._request("write", index * SIZE, SIZE, 0)
         self.flush(look=False, faults=[], steps=TURNS)
+        if early:
+            self.script.on("put", Fault(before=Gate()), name=name(index))
         for change in changes:
             self._request(change, index * SIZE + 1, 200, TURNS)
+        if early:
+            self.flush(look=False, faults=[], steps=TURNS)
         gate.open()
         self.go(TURNS)
-        self.flush(look=True, faults=[], steps=TURNS)
+        if not early:
+            self.flush(look=True, faults=[], steps=TURNS)
         self._crash(lock_is_lost=False, how=how, seed=seed)
 
     @precondition(lambda self: self.suspended_at is None and self.busy >= RULES_BETWEEN_CRASHES)

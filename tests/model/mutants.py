@@ -16,6 +16,7 @@ from swiftnbd.export import disk, export
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.cache import BlockCache
 from swiftnbd.export.changing import Parts, Writer
+from swiftnbd.export.demand import Demand, Demands
 from swiftnbd.export.disk import ObjectDevice
 from swiftnbd.export.disk_state import Part
 from swiftnbd.export.etags import Etags
@@ -121,7 +122,16 @@ def two_uploads_of_one_object_at_once(patch: pytest.MonkeyPatch) -> None:
                 await self._upload(dirty)
                 dirty.stored = dirty.attempted
 
+    async def all_stored(self: WriteBack) -> None:
+        await stored(self, [(dirty, dirty.generation) for dirty in self.objects.values()])
+
     patch.setattr(WriteBack, "stored", stored)
+    patch.setattr(WriteBack, "all_stored", all_stored)
+
+
+@mutant
+def flush_shares_with_one_that_came_before_the_change(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Demands, "changed", lambda self: None)
 
 
 @mutant
@@ -147,17 +157,17 @@ def flush_leaves_out_what_is_uploading(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def error_of_a_part_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    stored = WriteBack.stored
+    met = WriteBack._met
 
-    async def forgetful(self: WriteBack, changes: Iterable[Change]) -> None:
-        changes = list(changes)
+    async def forgetful(self: WriteBack, demand: Demand) -> None:
+        changes = len(demand._wanted)
         try:
-            await stored(self, changes)
+            await met(self, demand)
         except SwiftnbdError:
-            if len(changes) == 1:
+            if changes == 1:
                 raise
 
-    patch.setattr(WriteBack, "stored", forgetful)
+    patch.setattr(WriteBack, "_met", forgetful)
 
 
 @mutant

@@ -213,14 +213,85 @@ async def test_flushes_that_overlap_store_each_object_once() -> None:
     flushes = []
     for index in range(20):
         uploads.change(index)
-        dirty = uploads.writeback.objects.values()
-        changes = [(each, each.generation) for each in dirty]
-        flushes.append(await begun(uploads.writeback.stored(changes)))
+        flushes.append(await begun(uploads.writeback.all_stored()))
     while uploads.running:
         await uploads.end(min(uploads.running))
     await asyncio.gather(*flushes)
     assert uploads.begun == list(range(20))
     uploads.close()
+
+
+async def test_flushes_of_the_same_changes_cost_each_object_nothing() -> None:
+    """256 of them wait while Swift is away; each with a list of all objects, that is gigabytes."""
+    uploads = Uploads(limit=64, at_once=1)
+    objects = [uploads.change(index) for index in range(20)]
+    flushes = [await begun(uploads.writeback.all_stored()) for _ in range(10)]
+    assert [len(dirty.demands) for dirty in objects] == [1] * 20
+    flushes.pop(0).cancel()  # who came first and made the demand goes first
+    while uploads.running:
+        assert not any(flush.done() for flush in flushes)
+        await uploads.end(min(uploads.running))
+    await asyncio.gather(*flushes)
+    uploads.close()
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_flush_after_a_change_waits_for_that_too(is_new: bool) -> None:
+    uploads = Uploads(at_once=1)
+    uploads.change(1)
+    first = await begun(uploads.writeback.all_stored())
+    uploads.change(2 if is_new else 1)
+    second = await begun(uploads.writeback.all_stored())
+    await uploads.end(1)
+    assert (first.done(), second.done()) == (True, False)
+    await uploads.end(2 if is_new else 1)
+    await second
+    uploads.close()
+
+
+async def test_flush_is_not_told_what_failed_before_it_came() -> None:
+    """It shares with one that came sooner, and asks again when that one fails."""
+    uploads = Uploads(retry_seconds=math.inf)
+    uploads.change(1)
+    first = await begun(uploads.writeback.all_stored())
+    later = [await begun(uploads.writeback.all_stored()) for _ in range(3)]
+    await uploads.end(1, StoreUnavailable("faulty"))
+    with pytest.raises(StoreUnavailable):
+        await first
+    assert not any(flush.done() for flush in later)
+    assert uploads.begun == [1, 1]
+    await uploads.end(1, StoreUnavailable("faulty"))
+    for flush in later:
+        with pytest.raises(StoreUnavailable):
+            await flush
+    assert uploads.begun == [1, 1]
+
+
+async def test_flush_does_not_join_one_that_has_failed_in_part() -> None:
+    uploads = Uploads(retry_seconds=math.inf, at_once=1)
+    uploads.change(1)
+    uploads.change(2)
+    first = await begun(uploads.writeback.all_stored())
+    await uploads.end(1, StoreUnavailable("faulty"))
+    second = await begun(uploads.writeback.all_stored())
+    await uploads.end(2)
+    with pytest.raises(StoreUnavailable):
+        await first
+    await uploads.end(1)
+    await second
+    uploads.close()
+
+
+async def test_flushes_that_share_are_all_told_that_the_device_has_failed() -> None:
+    uploads = Uploads()
+    uploads.change(1)
+    flushes = [await begun(uploads.writeback.all_stored()) for _ in range(3)]
+    error = ExportError(ESHUTDOWN, "gone")
+    uploads.gate.fail(error)
+    uploads.writeback.fail(error)
+    for flush in flushes:
+        with pytest.raises(ExportError, match="gone"):
+            await flush
 
 
 async def test_object_changed_twice_by_one_request_is_waited_for_once() -> None:
@@ -238,13 +309,14 @@ async def test_object_changed_twice_by_one_request_is_waited_for_once() -> None:
 async def test_cancelled_waiters_leave_nothing_behind() -> None:
     """Flushes of a client that comes and goes during an outage must not pile up."""
     uploads = Uploads(at_once=1)
-    changes = [(each, each.generation) for each in map(uploads.change, range(3))]
+    objects = [uploads.change(index) for index in range(3)]
     for _ in range(3):
-        waiting = await begun(uploads.writeback.stored(changes))
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-    assert not any(dirty.demands for dirty, _ in changes)
-    assert not uploads.writeback._demands
+        waiting = [await begun(uploads.writeback.all_stored()) for _ in range(2)]
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert not any(dirty.demands for dirty in objects)
+    assert uploads.writeback._demands.next() is None
     await uploads.end(0)
     assert uploads.begun == [0]  # nobody asks for the others
 
