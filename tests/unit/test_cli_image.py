@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
+from subprocess import run
 
 import pytest
 from hypothesis import given
@@ -33,6 +35,34 @@ def test_what_is_zeros_takes_no_space(tmp_path: Path) -> None:
     status = (tmp_path / "i").stat()
     assert status.st_size == 100 << 20
     assert status.st_blocks * 512 <= 64 * 1024
+
+
+def in_memory(descriptor: int, size: int) -> int:
+    """How many bytes of a file, looked at MiB by MiB, the kernel has without asking the disk."""
+    found, buffer = 0, bytearray(1 << 20)
+    for start in range(0, size, len(buffer)):
+        with suppress(BlockingIOError):
+            found += os.preadv(descriptor, [buffer], start, os.RWF_NOWAIT)
+    return found
+
+
+def test_image_of_any_size_leaves_the_memory_to_others(tmp_path: Path) -> None:
+    size = 8 << 20
+    if _cannot_tell(tmp_path):
+        pytest.skip("a file system whose files are always in memory, or that cannot say so")
+    with ImageFile(str(tmp_path / "i"), force=False) as file:
+        file.set_size(size)
+        file.write(0, os.urandom(size))
+        before = in_memory(file._descriptor, size)
+        file.sync()
+        after = in_memory(file._descriptor, size)
+    assert before == size
+    assert after == 0
+
+
+def _cannot_tell(folder: Path) -> bool:
+    said = run(["stat", "-f", "-c", "%T", folder], check=True, capture_output=True, text=True)
+    return said.stdout.strip() in ("tmpfs", "ramfs", "overlayfs")
 
 
 def test_without_commit_nothing_is_left(tmp_path: Path) -> None:
