@@ -10,7 +10,7 @@ hundreds of them, of thousands of objects.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from errno import EIO
+from errno import EIO, ENOSPC
 from typing import TYPE_CHECKING
 
 from swiftnbd.errors import SwiftnbdError
@@ -56,13 +56,10 @@ class Demand:
     def met(self, dirty: "DirtyObject", error: SwiftnbdError | None) -> None:
         """One of them was stored, or could not be.
 
-        EIO goes before what came first: who is told ENOSPC believes that room is all that is
-        missing.
+        Of two errors the worse one is kept, of equal ones the first.
         """
         del self._wanted[dirty]
-        if error is not None and (
-            self.error is None or (error.errno == EIO and self.error.errno != EIO)
-        ):
+        if error is not None and (self.error is None or _rank(error) > _rank(self.error)):
             self.error = error
         self._end_if_met()
 
@@ -76,6 +73,11 @@ class Demand:
     def _end_if_met(self) -> None:
         if not self._wanted and not self.ended.done():
             self.ended.set_result(None)
+
+
+def _rank(error: SwiftnbdError) -> int:
+    """How bad it is: who is told ENOSPC believes that room is all that is missing."""
+    return 0 if error.errno == ENOSPC else 2 if error.errno == EIO else 1
 
 
 class Demands:

@@ -9,7 +9,14 @@ from errno import ESHUTDOWN
 import pytest
 import uvloop
 
-from swiftnbd.errors import ExportError, StoreError, StoreFull, StoreUnavailable, SwiftnbdError
+from swiftnbd.errors import (
+    AccessRefused,
+    ExportError,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    SwiftnbdError,
+)
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
@@ -178,16 +185,17 @@ async def test_all_are_tried_before_the_first_error_is_raised() -> None:
         await waiting
 
 
-@pytest.mark.parametrize("order", [(StoreFull, StoreUnavailable), (StoreUnavailable, StoreFull)])
+@pytest.mark.parametrize("other", [StoreUnavailable, AccessRefused])
+@pytest.mark.parametrize("is_full_first", [True, False])
 async def test_error_that_room_would_not_mend_goes_before_one_that_it_would(
-    order: tuple[type[StoreError], ...],
+    other: type[StoreError], is_full_first: bool
 ) -> None:
     uploads = Uploads(retry_seconds=math.inf)
     changes = [(each, each.generation) for each in map(uploads.change, range(2))]
     waiting = await begun(uploads.writeback.stored(changes))
-    for index, error in enumerate(order):
+    for index, error in enumerate((StoreFull, other) if is_full_first else (other, StoreFull)):
         await uploads.end(index, error("faulty"))
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(other):
         await waiting
 
 
@@ -361,6 +369,20 @@ async def test_failure_stops_what_nobody_asks_for() -> None:
     assert uploads.begun == [1, 2]
     await uploads.end(2)
     await waiting
+
+
+async def test_what_failed_is_tried_again_unasked() -> None:
+    uploads = Uploads(seconds=0.0, retry_seconds=0.01)
+    uploads.change(1)
+    await turns()
+    await uploads.end(1, StoreUnavailable("faulty"))
+    assert uploads.begun == [1]
+    async with asyncio.timeout(30):
+        while not uploads.running:
+            await asyncio.sleep(0.01)
+    assert uploads.begun == [1, 1]
+    await uploads.end(1)
+    uploads.close()
 
 
 async def test_cancelled_waiter_leaves_the_upload_alone() -> None:
