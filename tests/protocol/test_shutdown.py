@@ -426,6 +426,19 @@ async def test_stop_that_cannot_write_back_keeps_the_lock_and_says_what_is_lost(
     assert store.holder
 
 
+@pytest.mark.expects_log("disk: kept locked, trying again")
+@pytest.mark.expects_log("disk: memory:disk: put: 503 by script")
+@pytest.mark.expects_log("bytes not written back: 0-4095, .*, 73728-77823 and 2 more ranges$")
+async def test_ten_ranges_of_what_is_lost_are_named() -> None:
+    store = GatedStore("disk", objects=24, object_size=4096)
+    await store.set_up()
+    async with serving(*exports_of(store), stops_whole=False) as served:
+        store.fail("put disk.part")
+        async with await served.attached() as peer:
+            for index in range(0, 24, 2):
+                await peer.write(index * 4096, b"lost")
+
+
 @pytest.mark.usefixtures("goodbyes_are_short")
 async def test_client_that_never_reads_its_replies_does_not_keep_the_server_from_stopping(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch

@@ -415,6 +415,26 @@ async def test_change_is_stored_when_it_is_old_enough() -> None:
         loop.time = real  # type: ignore[method-assign]
 
 
+async def test_age_of_what_changes_during_an_upload_counts_from_its_end() -> None:
+    async with a_disk(settings=caching(32, dirty_seconds=5.0)) as disk:
+        loop, passed = asyncio.get_running_loop(), 0.0
+        real = loop.time
+        loop.time = lambda: real() + passed  # type: ignore[method-assign]
+        gate = disk.script.hold("put")
+        upload = await begun(disk.device.write(0, A, fua=True))
+        await disk.device.write(0, b"x")
+        passed = 9.0
+        gate.open()
+        await upload
+        passed = 13.0
+        await turns()
+        assert disk.has(0) == A
+        passed = 14.5
+        await turns()
+        assert disk.has(0) == b"x" + A[1:]
+        loop.time = real  # type: ignore[method-assign]
+
+
 async def test_change_is_stored_at_once_if_no_age_is_allowed() -> None:
     async with a_disk(settings=caching(dirty_seconds=0.0)) as disk:
         await disk.device.write(0, A)

@@ -22,6 +22,7 @@ from swiftnbd.export.gate import Gate
 from swiftnbd.export.tasks import Tasks
 from swiftnbd.export.writeback import FILLING_MAX, DirtyObject, WriteBack
 from tests.support.disks import begun, turns
+from tests.support.loopback import until
 
 BYTES = b"bytes"
 
@@ -377,9 +378,7 @@ async def test_what_failed_is_tried_again_unasked() -> None:
     await turns()
     await uploads.end(1, StoreUnavailable("faulty"))
     assert uploads.begun == [1]
-    async with asyncio.timeout(30):
-        while not uploads.running:
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(uploads.running))
     assert uploads.begun == [1, 1]
     await uploads.end(1)
     uploads.close()
