@@ -186,7 +186,7 @@ def test_a_server_told_to_end_in_an_outage_says_what_is_lost(
 def test_reader_and_writer_of_many_blocks_through_a_short_outage(
     backend: SwiftBackend, launch: Launch, mortal_swift: RealSwift
 ) -> None:
-    disk = serve(backend, launch, "--on-outage", "wait")
+    disk = serve(backend, launch)
     with disk.connect() as client, aside() as begin:
         work = begin(_write_and_check, client)
         disk.server.wait_until(lambda: bool(backend.objects(disk.container)), "objects", 30)

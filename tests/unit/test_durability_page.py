@@ -30,7 +30,7 @@ EXPLANATIONS = (
     "`tox -e model` goes on",
     "`tests/soak`: the programs as they are",
     "Clients write, zero, trim",
-    "A minute of it in each test run",
+    "A run prints its seed",
 )
 
 _END = re.compile(r"(?<=[.:])((?:\[\^[\w-]+\])*) +(?=[A-Z\"`*])")
@@ -98,4 +98,6 @@ def test_unit_of_change_is_as_stated(object_size: int) -> None:
     assert settings.block_size(Geometry(8, object_size)) == object_size
     assert WHOLE_BYTES_MAX == 256 * 1024
     for larger in (256 * 1024 + 512, 1024 * 1024, 64 * 1024 * 1024):
-        assert settings.block_size(Geometry(8, larger)) <= BLOCK_BYTES == 64 * 1024
+        assert 16 * 1024 <= settings.block_size(Geometry(8, larger)) <= BLOCK_BYTES == 64 * 1024
+    prime = 521 * 512  # which cannot be cut
+    assert settings.block_size(Geometry(8, prime)) == prime

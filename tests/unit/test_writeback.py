@@ -194,7 +194,8 @@ async def test_error_that_room_would_not_mend_goes_before_one_that_it_would(
     uploads = Uploads(retry_seconds=math.inf)
     changes = [(each, each.generation) for each in map(uploads.change, range(2))]
     waiting = await begun(uploads.writeback.stored(changes))
-    for index, error in enumerate((StoreFull, other) if is_full_first else (other, StoreFull)):
+    order: list[type[StoreError]] = [StoreFull, other] if is_full_first else [other, StoreFull]
+    for index, error in enumerate(order):
         await uploads.end(index, error("faulty"))
     with pytest.raises(other):
         await waiting
