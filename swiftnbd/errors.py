@@ -6,13 +6,32 @@ families meet at a connection: a `ProtocolError` closes it, anything with an ``e
 replied to the client (`swiftnbd.protocol.errors` narrows it to what NBD can say).
 """
 
+from copy import copy
 from errno import EBUSY, EEXIST, EIO, ENOENT, ENOSPC, EPERM, ESHUTDOWN
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class SwiftnbdError(Exception):
     """Base of all; ``errno`` is what a block device client is told."""
 
     errno: int = EIO
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For `copy.copy`: not every one of them is made from its ``args``."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__.copy()
+
+
+def afresh(error: E) -> E:
+    """The same error, to be raised by one more who is told of it.
+
+    Each time that one is raised, the frames that it comes through are added to its traceback: as
+    long as it is kept they are, with the requests' bytes in them.
+    """
+    again = copy(error)
+    again.__cause__ = error.__cause__
+    return again
 
 
 class ConfigError(SwiftnbdError):

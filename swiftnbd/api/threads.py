@@ -52,6 +52,8 @@ class Threads:
             await asyncio.wait([future])
             future.exception()  # seen: nobody is left to be told
             raise
+        finally:
+            del future  # an error would keep this frame, and be kept by it
 
     def stop(self) -> None:
         """End them when all that was given to them is done."""

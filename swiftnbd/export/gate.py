@@ -3,7 +3,7 @@
 
 import asyncio
 
-from swiftnbd.errors import SwiftnbdError
+from swiftnbd.errors import SwiftnbdError, afresh
 
 
 class Gate:
@@ -20,9 +20,13 @@ class Gate:
     async def passing(self) -> None:
         """Return when it is open; raise if it never will be."""
         while not self.is_open:
-            if self.error is not None:
-                raise self.error
+            self.check()
             await self._changed.wait()
+
+    def check(self) -> None:
+        """Raise if nothing will ever pass again."""
+        if self.error is not None:
+            raise afresh(self.error)
 
     def close(self) -> None:
         """Nothing passes for now."""

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from swiftnbd.errors import LeaseOver, LockLost, SwiftnbdError
+from swiftnbd.errors import LeaseOver, LockLost, SwiftnbdError, afresh
 from swiftnbd.export.lock import Lock
 from swiftnbd.store.base import (
     LISTING_LIMIT_MAX,
@@ -180,7 +180,7 @@ class Leased(Store):
     async def _leased(self, change: Callable[[], Awaitable[T]]) -> T:
         left = self._keeper.seconds_left
         if self._keeper.lost is not None:
-            raise self._keeper.lost
+            raise afresh(self._keeper.lost)
         timeout = asyncio.timeout(left)
         self._keeper.changes.add(timeout)
         try:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
 from swiftnbd.buffers import holes
-from swiftnbd.errors import SwiftnbdError
+from swiftnbd.errors import SwiftnbdError, afresh
 from swiftnbd.export.allowance import Allowance
 from swiftnbd.export.block import Block
 from swiftnbd.export.disk_state import DiskState, Part
@@ -144,7 +144,7 @@ class Reader:
             if not block.has(start, end)
         ]:
             if error is not None:
-                raise error
+                raise afresh(error)
             await self._disk.gate.passing()
             self._fetcher.fetch(missing, urgent=urgent)
             error = await self._fetched_all(dict.fromkeys(block.fetch for block in missing))

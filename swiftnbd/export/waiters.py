@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from swiftnbd.errors import afresh
+
 T = TypeVar("T")
 
 
@@ -40,6 +42,8 @@ class Waiters:
                 undo(waiter.result.result())
             self._on_leave()
             raise
+        finally:
+            del waiter  # an error would keep this frame, and be kept by it
         return result
 
     def serve(self) -> None:
@@ -62,7 +66,7 @@ class Waiters:
         queue, self._queue = self._queue, deque()
         for waiter in queue:
             if not waiter.result.done():
-                waiter.result.set_exception(error)
+                waiter.result.set_exception(afresh(error))
 
 
 def _has_result(future: asyncio.Future[Any]) -> bool:

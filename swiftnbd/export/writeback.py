@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from errno import EIO
 from math import inf
 
-from swiftnbd.errors import ExportError, SwiftnbdError
+from swiftnbd.errors import ExportError, SwiftnbdError, afresh
 from swiftnbd.export.block import Block, State
 from swiftnbd.export.demand import Demand, Demands
 from swiftnbd.export.gate import Gate
@@ -249,8 +249,7 @@ class WriteBack:
         """Wait for it, with others or alone."""
         demand.waiting += 1
         try:
-            if self._gate.error is not None:
-                raise self._gate.error
+            self._gate.check()
             self._pump()
             await asyncio.shield(demand.ended)
         finally:
@@ -258,7 +257,7 @@ class WriteBack:
             if not demand.waiting:
                 self._demands.drop(demand)
         if demand.error is not None:
-            raise demand.error
+            raise afresh(demand.error)
 
     def _pump(self) -> None:
         """Start what is due."""

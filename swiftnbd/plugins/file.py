@@ -25,6 +25,7 @@ from swiftnbd.api import (
     parameter,
 )
 from swiftnbd.api.threads import Threads
+from swiftnbd.errors import afresh
 
 THREADS_DEFAULT: Final = 16  # about as many requests as a disk takes at once
 THREADS_MAX: Final = 256
@@ -198,12 +199,12 @@ class FileDevice(Device):
         # After a failure the kernel takes what it could not write for written, and a second try
         # would succeed.
         if self._failure is not None:
-            raise self._failure
+            raise afresh(self._failure)
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
             if error.errno != EINVAL:  # it is a device that cannot be flushed
-                self._failure = error
+                self._failure = afresh(error)
                 raise
 
     async def close(self) -> None:

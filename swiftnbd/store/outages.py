@@ -28,7 +28,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
-from swiftnbd.errors import StoreBusy, StoreUnavailable
+from swiftnbd.errors import StoreBusy, StoreUnavailable, afresh
 from swiftnbd.units import counted
 
 NAMES_SHOWN_MAX = 3  # containers in one log line
@@ -85,7 +85,8 @@ class Circuit:
             elif self.is_open and not turn.cancelled():
                 self._outages.pump(self)  # it was our turn: it is somebody else's now
             if isinstance(error, TimeoutError):  # perhaps in the very moment when it closed
-                raise self.error or StoreUnavailable(f"{self.name}: no turn to try") from None
+                why = self.error or StoreUnavailable(f"{self.name}: no turn to try")
+                raise afresh(why) from None
             raise
 
     @property

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from swiftnbd.api import Buffer, ExportError, hole
-from swiftnbd.errors import ExportUnusable
+from swiftnbd.errors import ExportUnusable, afresh
 
 BITMAP_OFFSET: Final = 4096
 BITMAP_BYTES_MAX: Final = 64 * 1024 * 1024  # in memory: 32 TiB in blocks of 64 KiB
@@ -241,7 +241,7 @@ class Overlay:
         """All that was written before `changed` gave these pages is durable on return."""
         # After a failure the kernel takes what it could not write for written.
         if self._failure is not None:
-            raise self._failure
+            raise afresh(self._failure)
         try:
             os.fdatasync(self._descriptor)
             for page, data in pages.items():
@@ -249,7 +249,7 @@ class Overlay:
             if pages:
                 os.fdatasync(self._descriptor)
         except OSError as error:
-            self._failure = error
+            self._failure = afresh(error)
             raise
 
     def close(self) -> None:
