@@ -81,11 +81,14 @@ def _rank(error: SwiftnbdError) -> int:
 
 
 class Demands:
-    """All of one device. They take turns, so that a write with FUA need not wait for a flush."""
+    """All of one device. They take turns, so that a write with FUA need not wait for a flush.
+
+    So do objects whose last upload left demands unmet: one that is changed and wanted all the time
+    would otherwise be stored again and again while everybody else waits.
+    """
 
     def __init__(self) -> None:
-        self._turns: deque[Demand] = deque()  # that may have uploads to begin
-        self._again: deque[DirtyObject] = deque()  # whose last upload left demands unmet
+        self._turns: deque[Demand | DirtyObject] = deque()  # that may have uploads to begin
         self._of_all: Demand | None = None  # wants everything, and nothing has changed since
 
     def add(self, changes: "Iterable[tuple[DirtyObject, int]]", since: int) -> Demand:
@@ -116,14 +119,13 @@ class Demands:
 
     def next(self) -> "DirtyObject | None":
         """The next object to store: each demand in turn begins one."""
-        while self._again:
-            dirty = self._again.popleft()
-            if dirty.demands and dirty.upload is None:
-                return dirty
         while self._turns:
-            demand = self._turns.popleft()
-            if (found := demand.next()) is not None:
-                self._turns.append(demand)
+            first = self._turns.popleft()
+            if not isinstance(first, Demand):
+                if first.demands and first.upload is None:
+                    return first
+            elif (found := first.next()) is not None:
+                self._turns.append(first)
                 return found
         return None
 
@@ -137,4 +139,4 @@ class Demands:
     def begin_again(self, dirty: "DirtyObject") -> None:
         """An upload has ended, and some may want the next one."""
         if dirty.demands:
-            self._again.append(dirty)
+            self._turns.append(dirty)

@@ -304,6 +304,28 @@ async def test_flushes_that_share_are_all_told_that_the_device_has_failed() -> N
             await flush
 
 
+async def test_object_that_is_always_wanted_again_lets_others_have_their_turn() -> None:
+    """One connection writes to it with FUA, two at a time; another one would wait for ever."""
+    uploads = Uploads(at_once=1)
+    writes = []
+    for _ in range(2):
+        dirty = uploads.change(1)
+        writes.append(await begun(uploads.writeback.stored([(dirty, dirty.generation)])))
+    uploads.change(2)
+    flush = await begun(uploads.writeback.all_stored())
+    for _ in range(4):
+        if 2 in uploads.running:
+            break
+        dirty = uploads.change(1)
+        writes.append(await begun(uploads.writeback.stored([(dirty, dirty.generation)])))
+        await uploads.end(1)
+    while uploads.running:
+        await uploads.end(min(uploads.running))
+    await asyncio.gather(flush, *writes)
+    assert uploads.begun[:3] == [1, 1, 2]
+    uploads.close()
+
+
 async def test_object_changed_twice_by_one_request_is_waited_for_once() -> None:
     uploads = Uploads()
     first = uploads.change(1)
