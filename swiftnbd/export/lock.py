@@ -65,7 +65,7 @@ SLOW_CLAIMS_MAX = 3  # one after another; then a longer settle delay is needed
 # A contender that reads old metadata looks for the epoch after one that was released long ago; as
 # long as that exists, it finds its way up. So metadata may be so many tenures old.
 EPOCHS_KEPT = 32
-
+LEFT_MAX = 100  # by dead holders, one after the other: to remove them takes a second or two
 
 log = logging.getLogger(__name__)
 
@@ -338,10 +338,18 @@ class Lock:
             )
 
     async def _remove_older(self) -> None:
-        """Delete what nobody looks for any more; if one is left over, it harms nobody."""
+        """Delete what nobody looks for any more, also what dead holders before us have left.
+
+        The oldest first: below a gap one would vouch for the name in the gap (`_check_unchanged`).
+        """
+        before = self.predecessor
+        last = oldest = self._epoch - EPOCHS_KEPT
+        gone = max(0, before.epoch - EPOCHS_KEPT if before.binding else last - LEFT_MAX)
         with suppress(StoreError):
-            if self._epoch > EPOCHS_KEPT:
-                await self.store.delete(epoch_name(self._epoch - EPOCHS_KEPT))
+            while oldest > gone + 1 and await self.store.head(epoch_name(oldest - 1), newest=True):
+                oldest -= 1
+            for number in range(max(1, oldest), last + 1):
+                await self.store.delete(epoch_name(number))
             if not self.predecessor.epoch:
                 await self.store.delete(LEGACY_CANARY)
 

@@ -78,8 +78,12 @@ def name_is_used_again(patch: pytest.MonkeyPatch) -> None:
 def slow_claim_is_released_whoever_may_have_read_back_the_same_epoch(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    """It does harm if who claims stands still for a moment, seldom if only requests are slow."""
+    """It does harm if who claims stands still for a moment, seldom if only requests are slow.
+
+    And only if epochs that dead holders left stay below a gap: its names can be used again.
+    """
     forget_quickly(patch)
+    patch.setattr(lock_module, "LEFT_MAX", 0)
     patch.setattr(Troubles, "of_a_laggard", lambda _: Troubles(0, 0, 0.8, 0.1, 0, 0))
     patch.setattr(lock_module, "SEEN_SHARE", 1000.0)
 

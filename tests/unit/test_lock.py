@@ -569,9 +569,9 @@ async def test_creator_that_was_slow_but_seen_by_all_tries_again_with_the_next_e
 # Dead processes
 
 
-def claimed_by(account: MemoryAccount, **changes: object) -> None:
-    """Make the claim that is there another process's."""
-    found = account.containers["disk"].objects["swiftnbd/epoch/1"]
+def claimed_by(account: MemoryAccount, number: int = 1, **changes: object) -> None:
+    """Make a claim that is there another process's."""
+    found = account.containers["disk"].objects[f"swiftnbd/epoch/{number}"]
     claim = json.loads(found.data)
     claim["process"] |= changes
     found.data = json.dumps(claim).encode()
@@ -588,6 +588,27 @@ async def test_lock_of_a_dead_process_of_this_boot_is_taken_at_once(
     assert (metadata(account)[CLIENT], metadata(account)[LAST]) == (OTHER, MARK)
     assert f"taken back from {MARK}, which is dead" in caplog.text
     assert lock.predecessor.binding == ""
+
+
+async def test_epochs_that_dead_holders_did_not_remove_go_with_the_next_release_oldest_first(
+    account: MemoryAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stays below a gap would let the name in the gap be used again."""
+    monkeypatch.setattr(lock_module, "EPOCHS_KEPT", 2)
+    for _ in range(3):
+        lock, _ = a_lock(account)
+        await lock.acquire()
+        await lock.release()
+    for number in (4, 5):
+        await a_lock(account)[0].acquire()
+        claimed_by(account, number, started=1)
+    calls: list[Call] = []
+    lock = Lock(Faulty(MemoryStore("disk", account), calls.append), MARK)
+    await lock.acquire()
+    await lock.release()
+    assert epochs(account).keys() == {"swiftnbd/epoch/5", "swiftnbd/epoch/6"}
+    deleted = [call.name for call in calls if call.op == "delete"]
+    assert deleted == [f"swiftnbd/epoch/{number}" for number in (2, 3, 4)]
 
 
 async def test_dead_holder_is_taken_back_from_once_though_the_claim_was_slow(
