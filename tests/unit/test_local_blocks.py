@@ -547,6 +547,27 @@ async def test_full_disk_is_said_once_until_the_server_is_started_again(
             assert w.asked == []
 
 
+@pytest.mark.expects_log(OFF + "No space left on device")
+async def test_full_disk_is_tried_again_when_the_export_is_changed(
+    tmp_path: Path, full: threading.Event
+) -> None:
+    async with world(tmp_path) as w:
+        server = w.server()
+        await started(server)
+        full.set()
+        await check_all(server)
+        await server.written()
+        await server.detach()
+        full.clear()
+        server.change(w.server())
+        await started(server)
+        await check_all(server)
+        await server.written()
+        assert server._disk_cache is not None
+        assert len(server._disk_cache) == OBJECTS
+        await server.detach()
+
+
 @pytest.mark.expects_log(OFF + "Input/output error")
 async def test_disk_that_cannot_be_read_costs_a_fetch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

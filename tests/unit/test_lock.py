@@ -569,7 +569,7 @@ async def test_creator_that_was_slow_but_seen_by_all_tries_again_with_the_next_e
 # Dead processes
 
 
-def claimed_by(account: MemoryAccount, number: int = 1, **changes: object) -> None:
+def claimed_by(account: MemoryAccount, number: int = 1, /, **changes: object) -> None:
     """Make a claim that is there another process's."""
     found = account.containers["disk"].objects[f"swiftnbd/epoch/{number}"]
     claim = json.loads(found.data)
