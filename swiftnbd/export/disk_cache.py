@@ -253,11 +253,11 @@ class DiskCache:
 
         With a ``binding``, the blocks that are proven now will be for who opens with the same:
         give what the container is left with when it is unlocked, and only when nothing can
-        change it any more. Without, nothing will be.
+        change it any more. Without, nothing will be. Who calls it again waits for the same end.
         """
-        assert self._ending is None, "closed twice"
         self._usable = False
-        self._ending = asyncio.get_running_loop().create_task(self._end(binding))
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end(binding))
         done, _ = await asyncio.wait([self._ending], timeout=CLOSE_SECONDS_MAX)
         if not done:
             self._fail(OSError(f"not saved within {CLOSE_SECONDS_MAX:.0f} s"))

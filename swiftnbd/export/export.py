@@ -217,10 +217,10 @@ class Export(BaseExport):
             return
         waits = self.outages.policy is OnOutage.WAIT
         store = self.store.waiting() if waits else self.store
+        await self._let_go()
         if self.read_only:
             await self.load()
         else:
-            await self._let_go()
             store = Leased(store, await self._holding.take(client))
         self.device = self._device(store, exclusive=not self.read_only)
         if self._holding.is_suspended:
@@ -269,10 +269,10 @@ class Export(BaseExport):
 
     async def _close_disk_cache(self, binding: str | None) -> None:
         """Let go of it; ``binding`` as for `DiskCache.close`."""
-        cache, self._disk_cache = self._disk_cache, None
+        cache = self._disk_cache
         if cache is not None:
             await cache.close(binding)
-            self._is_disk_usable = not cache.failed
+            self._disk_cache, self._is_disk_usable = None, not cache.failed
 
     def _check_not_lost(self) -> None:
         if lost := self._holding.lost:
@@ -376,10 +376,12 @@ class Export(BaseExport):
         self._top = None
         if self.device is not None:
             await self.device.close()
-            lock = self._holding.lock
-            await remember(self.device, lock, self.name, self.outages.seconds)
-            await self._close_disk_cache(lock.tenure.binding if lock else None)
-            self.device = None
+            # What is kept for the next holder is true only if nobody changes the disk any more
+            # under this lock: should we be cut short, whoever comes now needs another one.
+            device, self.device = self.device, None
+            await remember(device, self._holding.lock, self.name, self.outages.seconds)
+        lock = self._holding.lock
+        await self._close_disk_cache(lock.tenure.binding if lock else None)
         await self._holding.release()
 
     def _retry_later(self) -> None:

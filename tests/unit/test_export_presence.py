@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The map of which objects exist: kept at a clean end, and used only while nobody else wrote."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,8 +14,8 @@ from swiftnbd.export.layout import Geometry, setup_metadata
 from swiftnbd.export.objects import PRESENCE
 from swiftnbd.export.watch import break_lock, sight
 from swiftnbd.store.memory import MemoryStore
-from tests.support.disks import SIZE, caching, joined, name
-from tests.support.faulty import Fault, Faulty, Script, failing, late, reply_lost
+from tests.support.disks import SIZE, begin, caching, joined, name
+from tests.support.faulty import Fault, Faulty, Gate, Script, failing, late, reply_lost
 
 OBJECTS = 8
 A, B = b"a" * SIZE, b"b" * SIZE
@@ -110,6 +111,27 @@ async def test_map_that_was_not_written_is_not_used_nor_is_the_one_before(
         await device.write(3 * SIZE, B)
     async with container.served() as device:
         assert joined(await device.read(0, OBJECTS * SIZE)) == A + B * 3 + bytes(4 * SIZE)
+
+
+async def test_map_is_not_used_after_changes_by_who_came_before_the_unlock(
+    container: Container,
+) -> None:
+    """One epoch tells one map, and nobody changes the disk between that and its end."""
+    export, device = await container.attached()
+    await device.read(0, OBJECTS * SIZE)
+    stored = Gate()
+    container.script.on("put", Fault(after=stored), name=PRESENCE)
+    leaving = begin(export.detach())
+    await stored.arrived.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    again = await export.attach(Client("another", "client.example", 4243))
+    await again.write(SIZE, B)
+    container.script.on("put", failing(), name=PRESENCE)
+    await export.detach()
+    async with container.served() as device:
+        assert joined(await device.read(SIZE, SIZE)) == B
 
 
 async def test_damaged_map_is_not_used(container: Container) -> None:

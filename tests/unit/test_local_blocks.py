@@ -26,7 +26,7 @@ from swiftnbd.server.config import AuthConfig, ExportConfig
 from swiftnbd.store.login import LoginSettings
 from swiftnbd.store.memory import MemoryObject, MemoryStore
 from tests.store.contract import etag_of
-from tests.support.disks import SIZE, begin, caching, joined, name, turns
+from tests.support.disks import SIZE, begin, begun, caching, joined, name, turns
 from tests.support.faulty import Fault, Faulty, Gate, Script, failing, reply_lost
 from tests.support.log_watch import LogWatch
 
@@ -252,6 +252,71 @@ async def test_without_a_lock_every_read_is_confirmed(tmp_path: Path) -> None:
             await server.read(5, length=3 * SIZE)
             await check_all(server, 2)
             assert w.asked == ["get"] + ["head"] * (2 * OBJECTS - 3)
+
+
+async def test_blocks_are_not_proven_after_changes_by_who_came_before_the_unlock(
+    tmp_path: Path, saving: tuple[threading.Event, threading.Event]
+) -> None:
+    """One epoch binds one table, and nobody changes the disk between that and its end."""
+    saved, go_on = saving
+    async with world(tmp_path) as w:
+        server = w.server()
+        await started(server)
+        assert await server.read(3) == content(3)
+        await server.written()
+        leaving = begin(server.detach())
+        assert await asyncio.to_thread(saved.wait, 30)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        go_on.set()
+        await server.attach(CLIENT)
+        await server.disk.write(3 * SIZE, content(3, 1))
+        await server.detach()
+        async with w.serving() as server:
+            assert await server.read(3) == content(3, 1)
+
+
+async def test_who_comes_while_the_file_is_saved_has_its_cache(
+    tmp_path: Path, saving: tuple[threading.Event, threading.Event]
+) -> None:
+    saved, go_on = saving
+    async with world(tmp_path) as w:
+        server = w.server()
+        await started(server)
+        assert await server.read(3) == content(3)
+        await server.written()
+        leaving = begin(server.detach())
+        assert await asyncio.to_thread(saved.wait, 30)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        coming = await begun(server.attach(CLIENT))
+        await turns()
+        go_on.set()
+        await coming
+        w.store.calls.clear()
+        assert await server.read(3) == content(3)
+        assert w.asked == []
+        await server.detach()
+
+
+@pytest.fixture
+def saving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Set once a table was saved, and what its writer waits for then."""
+    saved, go_on = threading.Event(), threading.Event()
+    save = slot_file.SlotFile.save
+
+    def slowly(file: slot_file.SlotFile, table: bytearray, binding: str | None) -> None:
+        save(file, table, binding)
+        saved.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(slot_file.SlotFile, "save", slowly)
+    yield saved, go_on
+    go_on.set()
 
 
 async def test_container_that_was_deleted_and_set_up_again_is_another(tmp_path: Path) -> None:
