@@ -472,9 +472,12 @@ class DiskMachine(RuleBasedStateMachine):
         self._request("write", index * SIZE, SIZE, 0)
         self.flush(look=False, faults=[], steps=TURNS)
         if early:
-            self.script.on("put", Fault(before=Gate()), name=name(index))
+            for op in ("put", "delete"):
+                self.script.on(op, Fault(before=Gate()), name=name(index))
         for change in changes:
-            self._request(change, index * SIZE + 1, 200, TURNS)
+            whole = early and change == "zero"
+            start, length = (0, SIZE) if whole else (1, 200)
+            self._request(change, index * SIZE + start, length, TURNS)
         if early:
             self.flush(look=False, faults=[], steps=TURNS)
         gate.open()

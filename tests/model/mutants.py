@@ -135,6 +135,20 @@ def flush_shares_with_one_that_came_before_the_change(patch: pytest.MonkeyPatch)
 
 
 @mutant
+def flush_shares_across_a_clear_of_what_is_uploading(patch: pytest.MonkeyPatch) -> None:
+    touch = WriteBack.touch
+
+    def touched(self: WriteBack, index: int, *, absent: bool) -> DirtyObject:
+        known, demand = index in self.objects, self._demands._of_all
+        dirty = touch(self, index, absent=absent)
+        if known:
+            self._demands._of_all = demand
+        return dirty
+
+    patch.setattr(WriteBack, "touch", touched)
+
+
+@mutant
 def flush_error_is_swallowed(patch: pytest.MonkeyPatch) -> None:
     flush = ObjectDevice.flush
 
