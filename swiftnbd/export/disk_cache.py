@@ -128,10 +128,14 @@ class DiskCache:
 
         writer = Threads(1, "disk-cache-writer")
         opening = writer.run(open_file)
-        await asyncio.wait([opening], timeout=OPEN_SECONDS_MAX)
+        try:
+            await asyncio.wait([opening], timeout=OPEN_SECONDS_MAX)
+        except asyncio.CancelledError:
+            opening.add_done_callback(partial(_close_late, writer))
+            raise
         if not opening.done():
             error: BaseException | None = OSError(f"not open within {OPEN_SECONDS_MAX:.0f} s")
-            opening.add_done_callback(_close_late)
+            opening.add_done_callback(partial(_close_late, writer))
         else:
             error = opening.exception()
         if error is None:
@@ -270,6 +274,10 @@ class DiskCache:
                 await self._writer.run(self._file.save, self._table, binding)
             except OSError as error:
                 self._fail(error)
+        await self._close_file()
+
+    async def _close_file(self) -> None:
+        """Once its threads have ended, however long that takes."""
         closer = Threads(1, "disk-cache-closer")
         await closer.run(self._let_go)
         closer.stop()
@@ -340,8 +348,10 @@ class DiskCache:
             )
 
 
-def _close_late(opening: asyncio.Future[DiskCache]) -> None:
-    """A file that was opened when nobody waited for it any more."""
-    if not opening.cancelled() and opening.exception() is None:
-        found = opening.result()
-        found._ending = opening.get_loop().create_task(found._end(None))
+def _close_late(writer: Threads, opening: asyncio.Future[DiskCache]) -> None:
+    """A file that was opened when nobody waited for it any more: there is nothing to save."""
+    if opening.exception() is not None:
+        writer.stop()
+        return
+    found = opening.result()
+    found._ending = opening.get_loop().create_task(found._close_file())

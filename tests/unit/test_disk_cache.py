@@ -2,6 +2,7 @@
 """The local disk cache: what it keeps, when it may be believed, and that it never harms."""
 
 import asyncio
+import fcntl
 import os
 import stat
 import sys
@@ -19,7 +20,9 @@ from swiftnbd.errors import ExportUnusable
 from swiftnbd.export import disk_cache, slot_file
 from swiftnbd.export.disk_cache import QUEUE_BYTES_MAX, Cached, DiskCache
 from swiftnbd.export.local_blocks import LocalBlocks
+from tests.support.disks import begin
 from tests.support.log_watch import LogWatch
+from tests.support.loopback import until
 
 SIZE = 4096
 LIMIT = 1 << 20
@@ -565,6 +568,61 @@ async def test_file_in_use_is_refused(tmp_path: Path) -> None:
         assert await cache.get(1) == found(1)
     async with cache_in(tmp_path) as cache:
         assert await cache.get(1) == found(1)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Set once a file is open, and what its opening waits for then."""
+    is_open, go_on = threading.Event(), threading.Event()
+    load = slot_file.SlotFile._load
+
+    def late(file: slot_file.SlotFile, binding: str | None) -> bytearray:
+        is_open.set()
+        assert go_on.wait(60)
+        return load(file, binding)
+
+    monkeypatch.setattr(slot_file.SlotFile, "_load", late)
+    yield is_open, go_on
+    go_on.set()
+
+
+async def test_file_is_let_go_of_by_who_was_cancelled_while_it_was_opened(
+    tmp_path: Path, opened: tuple[threading.Event, threading.Event]
+) -> None:
+    is_open, go_on = opened
+    opening = begin(open_cache(tmp_path))
+    assert await asyncio.to_thread(is_open.wait, 30)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    go_on.set()
+    await until(lambda: not is_in_use(tmp_path))
+
+
+@pytest.mark.expects_log(OFF + "not open within")
+async def test_file_that_is_open_too_late_is_let_go_of(
+    tmp_path: Path,
+    opened: tuple[threading.Event, threading.Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if the cache without it was closed before."""
+    is_open, go_on = opened
+    monkeypatch.setattr(disk_cache, "OPEN_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(disk_cache, "CLOSE_SECONDS_MAX", 0.01)
+    cache = await open_cache(tmp_path)
+    assert await asyncio.to_thread(is_open.wait, 30)
+    await cache.close(None)
+    go_on.set()
+    await until(lambda: not is_in_use(tmp_path))
+
+
+def is_in_use(directory: Path) -> bool:
+    with the_file(directory).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 async def is_off(cache: DiskCache) -> bool:
