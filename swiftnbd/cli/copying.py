@@ -22,7 +22,7 @@ from functools import partial
 from hashlib import md5
 
 from swiftnbd.cli.common import BUFFER_BYTES_MAX, IN_FLIGHT_MAX, objects_in_flight
-from swiftnbd.cli.downloading import read_object
+from swiftnbd.cli.downloading import check_not_lost, read_object
 from swiftnbd.cli.parallel import for_each, in_thread
 from swiftnbd.cli.progress import Advance
 from swiftnbd.errors import CopyUnsupported, CorruptObject
@@ -106,6 +106,7 @@ class Copy:
     async def _bring(self, index: int) -> None:
         found = await self._sources.head(index)
         if found is None:
+            check_not_lost(self._source, index, self._sources.presence.get(index))
             await self._clear(index)
         elif found.size != self._sources.size:
             raise CorruptObject(
@@ -171,7 +172,8 @@ class Copy:
         if self._sources.is_absent(index):
             return
         size = self._sources.size
-        data = await read_object(self._source, index, size)
+        known = self._sources.presence.get(index)
+        data = await read_object(self._source, index, size, known)
         if data is None:
             return
         at = index * size - start

@@ -38,17 +38,31 @@ def disk_bytes(disk: DiskInfo) -> int:
     return disk.geometry.size if disk.image_size is None else disk.image_size
 
 
-async def read_object(store: Store, index: int, object_size: int) -> bytes | None:
-    """One object of the disk, whole and of the latest version; None if it is absent."""
+async def read_object(
+    store: Store, index: int, object_size: int, known: State = State.UNKNOWN
+) -> bytes | None:
+    """One object of the disk, whole and of the latest version; None if it is absent.
+
+    One that is ``known`` to be present cannot be: `CorruptObject`, as zeros would be wrong bytes.
+    """
     name = object_name(index)
     blob = await store.get(name, newest=True, size_max=object_size)
     if blob is None:
+        check_not_lost(store, index, known)
         return None
     if len(blob.data) != object_size:
         raise CorruptObject(
             f"{store.label}: {name} has {len(blob.data)} bytes, expected {object_size}"
         )
     return blob.data
+
+
+def check_not_lost(store: Store, index: int, known: State) -> None:
+    """An object is not found: `CorruptObject` if it is ``known`` to be present."""
+    if known is State.PRESENT:
+        raise CorruptObject(
+            f"{store.label}: {object_name(index)} was stored and is not found any more"
+        )
 
 
 class Download:
@@ -88,7 +102,9 @@ class Download:
         size = self._geometry.object_size
         start, length = first * size, (end - first) * size
         if state is State.ABSENT or not await self._is_there(first):
-            data = None if state is State.ABSENT else await read_object(self._store, first, size)
+            data = None
+            if state is not State.ABSENT:
+                data = await read_object(self._store, first, size, state)
             if data is None:
                 await self._clear(start, start + length)
             else:
@@ -155,7 +171,7 @@ async def contents(store: Store, disk: DiskInfo, presence: Presence) -> AsyncIte
 
     async def fetch(span: tuple[int, int, State]) -> bytes | int:
         first, end, state = span
-        data = None if state is State.ABSENT else await read_object(store, first, size)
+        data = None if state is State.ABSENT else await read_object(store, first, size, state)
         return (end - first) * size if data is None else data
 
     ahead: deque[asyncio.Task[bytes | int]] = deque()

@@ -265,12 +265,15 @@ class DiskObjects:
         return existed
 
     async def head(self, index: int) -> ObjectInfo | None:
-        """What the newest version of one object is like, in one's turn; None if there is none."""
+        """What the newest version of one object is like, in one's turn; None if there is none.
+
+        That says nothing new of one that is known: it may have been lost.
+        """
         if self.is_absent(index):
             return None
         with self._look(index) as look:
             found = await self._store.head(object_name(index), newest=True)
-        if look.counts:
+        if look.counts and self._fits(index, found):
             self._learn(index, None if found is None else found.etag)
         return found
 

@@ -267,6 +267,27 @@ async def test_object_of_the_wrong_size_stops_it(opened: Open, told: Told) -> No
         await copy(one, opened("three"), request=wanted, tell=told)
 
 
+@pytest.mark.parametrize("size", [OBJECT_SIZE, 2 * OBJECT_SIZE])
+async def test_object_that_was_lost_is_not_copied_as_zeros(
+    opened: Open, told: Told, size: int
+) -> None:
+    """As one that Swift found damaged and set aside. In the target it is stored again."""
+    one, two = opened("one"), opened("two")
+    await set_up(one, "one", 4)
+    await fill(one, [0, 1, 2])
+    await copy(one, opened("three"), request=request(setup=True), tell=told)  # learns what is there
+    await copy(one, two, request=request(setup=True, object_size=size), tell=told)
+    await two.delete(object_name(0))
+    await copy(one, two, request=request(force=True), tell=told)
+    whole = await content(two)
+    assert whole == await content(one)
+    await one.delete(object_name(1))
+    for _ in range(2):
+        with pytest.raises(CorruptObject, match="00000001 was stored and is not found any more"):
+            await copy(one, two, request=request(force=True), tell=told)
+        assert await content(two) == whole
+
+
 async def test_object_that_no_listing_shows_is_copied(told: Told) -> None:
     class Forgetful(MemoryStore):
         async def listing(self, **options: str):  # type: ignore[no-untyped-def,override]

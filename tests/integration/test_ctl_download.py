@@ -15,7 +15,9 @@ from swiftnbd.cli.image import ImageFile, open_image
 from swiftnbd.cli.summary import Summary
 from swiftnbd.errors import CorruptObject, Locked, StoreUnavailable, SwiftnbdError
 from swiftnbd.export.layout import PART_PREFIX, Geometry, object_name
-from swiftnbd.export.objects import PRESENCE
+from swiftnbd.export.lock import Lock
+from swiftnbd.export.objects import PRESENCE, store_presence
+from swiftnbd.export.presence import Presence, State
 from swiftnbd.store.base import Blob, Store
 from swiftnbd.store.memory import MemoryStore
 from tests.integration.conftest import HELD, HOLDER, NAME, OBJECT_SIZE, Told, metadata
@@ -135,6 +137,22 @@ async def test_object_of_another_size_is_an_error(
     with pytest.raises(CorruptObject, match=rf"disk.part/00000005.* {size} bytes, expected"):
         await run(disk, image, told)
     await assert_nothing_happened(disk, image)
+
+
+async def test_object_that_was_lost_is_an_error_and_no_zeros(
+    disk: Store, image: Path, told: Told
+) -> None:
+    """As one that Swift found damaged and set aside; the last holder had stored it."""
+    presence = Presence(8)
+    presence.set(1, State.PRESENT)
+    lock = Lock(disk, HOLDER)
+    await lock.acquire()
+    await store_presence(disk, presence, lock.tenure.binding)
+    await lock.release()
+    with pytest.raises(CorruptObject, match="00000001 was stored and is not found any more"):
+        await run(disk, image, told)
+    with pytest.raises(CorruptObject, match="00000001 was stored and is not found any more"):
+        await put_out(disk, name=NAME, quiet=True, tell=told)
 
 
 async def test_full_disk_is_one_sentence_and_leaves_nothing(

@@ -299,3 +299,10 @@ async def test_object_known_to_exist_that_is_not_found_is_an_error_and_no_zeros(
         await objects.get(3)
     assert caught.value.errno == EIO
     assert objects.state(3) is State.PRESENT
+
+
+async def test_object_known_to_exist_is_still_known_when_a_head_does_not_find_it() -> None:
+    objects = await made()
+    objects.disk.presence.set(3, State.PRESENT)
+    assert await objects.disk.head(3) is None
+    assert objects.state(3) is State.PRESENT
