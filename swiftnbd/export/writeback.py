@@ -152,6 +152,7 @@ class WriteBack:
         self._filling: deque[int] = deque(maxlen=filling)
         self._uploading = 0
         self._begun = 0  # uploads, ever
+        self._asked = 0  # uploads that somebody waits for, since one that nobody does had a turn
         self._failures = 0  # in a row
         self._not_before = 0.0  # time of the loop: none starts by itself until then
         self._timer: asyncio.TimerHandle | None = None
@@ -265,10 +266,24 @@ class WriteBack:
             return
         now = asyncio.get_running_loop().time()
         while self._uploading < self._at_once:
-            each = self._demands.next() or self._due(now)
+            each = self._next(now)
             if each is None:
                 return
             self._start(each)
+
+    def _next(self, now: float) -> DirtyObject | None:
+        """What somebody waits for; what nobody does has a turn, too, if it is due by itself."""
+        each = None
+        if self._asked >= self._at_once and (self._pressed or self._is_late(now)):
+            self._asked = 0
+            each = self._due(now)
+        if each is None and (each := self._demands.next()) is not None:
+            self._asked += 1
+        return each or self._due(now)
+
+    def _is_late(self, now: float) -> bool:
+        oldest = next(iter(self._waiting.values()), None)
+        return oldest is not None and oldest.since + self._seconds <= now
 
     def _due(self, now: float) -> DirtyObject | None:
         """The oldest that should be stored now. If there is none, the timer is set."""

@@ -326,6 +326,28 @@ async def test_object_that_is_always_wanted_again_lets_others_have_their_turn() 
     uploads.close()
 
 
+@pytest.mark.parametrize("why", ["old", "in the way"])
+async def test_what_nobody_waits_for_has_its_turn_among_all_that_is_waited_for(why: str) -> None:
+    """Writes with FUA, always more than uploads: what is old, or room for others, would wait."""
+    uploads = Uploads(limit=64, at_once=2, seconds=0.0 if why == "old" else math.inf)
+    writes = []
+    for index in range(1, 20):
+        dirty = uploads.change(index)
+        writes.append(await begun(uploads.writeback.stored([(dirty, dirty.generation)])))
+        if index == 3:
+            uploads.change(0)
+            if why == "in the way":
+                uploads.writeback.press()
+        if index > 3:
+            await uploads.end(min(uploads.running))
+    assert 0 in uploads.begun[:6]
+    while uploads.running:
+        await uploads.end(min(uploads.running))
+    await asyncio.gather(*writes)
+    assert sorted(uploads.begun) == list(range(20))
+    uploads.close()
+
+
 async def test_object_changed_twice_by_one_request_is_waited_for_once() -> None:
     uploads = Uploads()
     first = uploads.change(1)
