@@ -27,6 +27,7 @@ LEGACY_CANARY = OWN_PREFIX + "canary"  # versions before epochs had it; nobody m
 
 READ_TRIES_MAX = 3  # it is replaced at most by those who created it at the same moment
 _CLAIM_BYTES_MAX = 16 * 1024  # several times the longest host names
+_TERM_BEYOND = 1e9  # seconds, 30 years: nobody's
 _STATE = re.compile(
     r"(?P<token>[0-9a-f]+):(?P<word>held|released):(?P<more>[^:]*):(?P<at>[0-9]{1,11})"
 )
@@ -68,10 +69,12 @@ class Claim:
             process = fields.pop("process")
             claim = cls(**fields, process=None if process is None else Process(**process))
             term = claim.term_seconds
-            is_sound = term is None or (isinstance(term, float | int) and 0 < term < float("inf"))
+            is_sound = term is None or (isinstance(term, float | int) and 0 < term < _TERM_BEYOND)
             if not (is_sound and isinstance(claim.token, str) and isinstance(claim.mark, str)):
                 raise ValueError(data)
-        except (TypeError, KeyError, AttributeError, UnicodeDecodeError):
+            if claim.process is not None and not claim.process.is_sound:
+                raise ValueError(data)
+        except (TypeError, KeyError, AttributeError, UnicodeDecodeError, RecursionError):
             raise ValueError(data) from None
         return claim
 

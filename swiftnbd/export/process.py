@@ -24,6 +24,13 @@ class Process:
     pid: int
     started: int
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be asked for: others may have written it."""
+        names = (self.host, self.boot, self.space)
+        is_number = isinstance(self.pid, int) and isinstance(self.started, int)
+        return all(isinstance(each, str) for each in names) and is_number and 0 < self.pid < 1 << 31
+
     def is_dead(self) -> bool:
         """Whether it ran here, since this boot, and certainly does no more."""
         here = current_process()
