@@ -143,7 +143,7 @@ class Document:
 def _fields(what: str, data: bytes) -> dict[str, object]:
     try:
         fields = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise CorruptObject(f"{what}: it is not ours, or damaged")

@@ -309,5 +309,5 @@ def _rows(what: str, body: bytes) -> list[Listed]:
             for row in rows
             if "name" in row
         ]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise CorruptObject(f"{what}: the answer is not a listing in JSON") from None

@@ -306,7 +306,18 @@ async def test_delete_is_done_only_on_204(fake: FakeSwift, store: SwiftStore, st
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>", b"{}x", b"[1]", b'[{"name": "a"}]', b"null", b'"text"', b'[{"bytes": 1}']
+    "body",
+    [
+        b"<html>",
+        b"{}x",
+        b"[1]",
+        b'[{"name": "a"}]',
+        b"null",
+        b'"text"',
+        b'[{"bytes": 1}',
+        b'[{"name": "a", "bytes": Infinity}]',
+        b"[" * 100_000,
+    ],
 )
 async def test_a_listing_that_is_none_is_corrupt(
     fake: FakeSwift, store: SwiftStore, body: bytes
