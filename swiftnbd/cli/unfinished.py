@@ -10,12 +10,11 @@ import json
 
 from swiftnbd.cli.common import Held, Tell
 from swiftnbd.export.holders import Tenure
-from swiftnbd.export.layout import OWN_PREFIX
 from swiftnbd.export.lock import Lock
+from swiftnbd.export.unfinished import COPY as COPY
+from swiftnbd.export.unfinished import UPLOAD as UPLOAD
 from swiftnbd.store.base import Store
 
-COPY = OWN_PREFIX + "copy"
-UPLOAD = OWN_PREFIX + "upload"
 _RECORD_BYTES_MAX = 16 * 1024
 _SOURCE_LENGTH_MAX = 1024
 

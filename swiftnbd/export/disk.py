@@ -12,7 +12,7 @@ What belongs together lives in one module each, all of them sharing one `DiskSta
 Here they are put together, and the promise of durability is kept: see docs/durability.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from errno import ESHUTDOWN
 from itertools import islice
 
@@ -274,6 +274,10 @@ class ObjectDevice(Device):
         disk = self._disk
         local = None if cache is None else LocalBlocks(cache, disk.block_size, disk.per_object)
         disk.objects.local = local
+
+    def beside(self, work: Coroutine[None, None, None]) -> None:
+        """Do that while the device is open; whether it fails matters to nobody."""
+        self._disk.tasks.spawn(work)
 
     # The lease of the lock
 

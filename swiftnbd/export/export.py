@@ -48,6 +48,7 @@ from swiftnbd.export.pace import Pace
 from swiftnbd.export.settings import CacheSettings, OnOutage, OutageSettings
 from swiftnbd.export.status import CacheStatus, ExportFacts, ExportState, ExportStatus
 from swiftnbd.export.turns import Turns
+from swiftnbd.export.unfinished import warn_if_unfinished
 from swiftnbd.metrics import Counters
 from swiftnbd.store.base import Store
 
@@ -227,6 +228,8 @@ class Export(BaseExport):
             self.device.suspend()  # the lease was over before there was a device to tell
         await recall(self.device, self._holding.lock, self.name, self.outages.seconds)
         await self._open_disk_cache()
+        # nobody waits for it, and it ends with the device
+        self.device.beside(warn_if_unfinished(store, self.name, self.outages.seconds))
 
     def _device(self, store: Store, *, exclusive: bool) -> ObjectDevice:
         seconds = self.outages.request_seconds
