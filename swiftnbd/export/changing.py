@@ -30,6 +30,7 @@ UNSTORED_MAX = 1024  # objects whose being durable one request waits for togethe
 # Objects that one zero or trim clears before those who wait behind it: as many requests as a write
 # of 8 MiB in 64 KiB objects takes. One at a time, it would wait for all other writers each time.
 CLEARED_TOGETHER_MAX = 128
+LOOKED_AT_PER_TURN_MAX = 10_000  # objects that a trim asks whether they are changed, about 1 ms
 RUNS_PER_TURN_MAX = 1000  # of a presence map, or objects, passed over between turns of the loop
 
 Parts = deque[tuple[Part, Buffer | None]]  # what goes where in one block each; None: zeros
@@ -258,9 +259,12 @@ class Writer:
         end = max(first, (offset + length) // size)
         changes: list[Change] = []
         position = first
+        looked_at = LOOKED_AT_PER_TURN_MAX
         for number, (count, state) in enumerate(self._disk.objects.presence.runs(first, end)):
-            if number % CLEARED_TOGETHER_MAX == 0:
+            if number % CLEARED_TOGETHER_MAX == 0 or looked_at >= LOOKED_AT_PER_TURN_MAX:
                 await self._disk.turnstile.passing()
+                looked_at = 0
+            looked_at += min(count, len(self._disk.writeback.objects))
             after = position + count
             if state is State.ABSENT or (state is State.UNKNOWN and count > TRIM_UNLISTED_MAX):
                 await self._clear_all(self._changed_within(position, after), changes, fua)
@@ -273,7 +277,11 @@ class Writer:
         await self._settle(changes, fua)
 
     def _changed_within(self, first: int, end: int) -> list[int]:
-        return sorted(index for index in self._disk.writeback.objects if first <= index < end)
+        """Ascending. It looks at no more than there is, of either: runs may be many and short."""
+        changed = self._disk.writeback.objects
+        if end - first < len(changed):
+            return [index for index in range(first, end) if index in changed]
+        return sorted(index for index in changed if first <= index < end)
 
     async def _clear_all(self, indexes: Sequence[int], changes: list[Change], fua: bool) -> None:
         for first in range(0, len(indexes), CLEARED_TOGETHER_MAX):

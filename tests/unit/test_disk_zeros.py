@@ -2,6 +2,7 @@
 """Zeros, trims and holes: what is deleted, what is kept, what is asked, and what extents say."""
 
 import asyncio
+from collections.abc import Iterator
 from errno import ENOTSUP
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from swiftnbd.buffers import is_hole
 from swiftnbd.errors import ContainerMissing, ExportError
 from swiftnbd.export.presence import State
+from swiftnbd.export.writeback import DirtyObject
 from tests.support.disks import SIZE, a_disk, begin, begun, caching, turns
 from tests.support.faulty import failing
 
@@ -218,6 +220,32 @@ async def test_trim_reaches_a_dirty_block_that_no_listing_shows() -> None:
         await disk.device.flush()
         assert await disk.read(0, SIZE) == bytes(SIZE) == disk.image()[:SIZE]
         assert disk.store.count("put") == 0
+
+
+class Looks(dict[int, DirtyObject]):
+    """What is changed, and how many of it were gone through."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for index in super().__iter__():
+            self.looks += 1
+            yield index
+
+
+async def test_trim_of_many_short_holes_does_not_go_through_all_changes_for_each() -> None:
+    """It held the event loop for 0.2 s at a time where 100,000 objects were changed."""
+    async with a_disk(objects=400, settings=caching(1600)) as disk:
+        state = disk.device._disk
+        for index in range(0, 400, 2):
+            state.objects.presence.set(index, State.ABSENT)
+        for index in range(100):
+            await disk.device.write(index * SIZE, A)
+        changed = Looks(state.writeback.objects)
+        state.writeback.objects = changed
+        await disk.device.trim(0, 400 * SIZE)
+        assert changed.looks < 400
+        assert await disk.read(0, 400 * SIZE) == bytes(400 * SIZE)
 
 
 async def test_trim_leaves_objects_that_are_none_of_the_disk_alone() -> None:
